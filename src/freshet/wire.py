@@ -1,0 +1,185 @@
+"""Wire format v1: how change events travel in a Kinesis record.
+
+    F R S H | version 0x01 | encoding | body
+    body = one JSON event per line; encoding 0x00 plain, 0x01 zstd
+
+One record carries one or many events of one lane. Lines are independent: a bad one is rejected
+alone. A record that begins with `{` is taken as such a body without the prefix, so that any tool
+can put an event.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import zstandard
+
+from freshet.contract import Registry
+from freshet.errors import RejectedError
+from freshet.event import ChangeEvent, parse_event
+
+MAGIC = b"FRSH"
+VERSION = 1
+PLAIN, ZSTD = 0, 1
+
+# Lambda hands at most 6 MB to an invocation; a record that unpacks to more than this is a bomb or
+# a mistake.
+UNPACKED_BYTES_MAX = 16 * 1024 * 1024
+# A line longer than a default Kinesis record (1 MiB) was never put as one event.
+LINE_BYTES_MAX = 1024 * 1024
+# A hundred times what `freshet.stream.pack` puts into a record: more is a bomb of tiny lines.
+LINES_MAX = 50_000
+# Level 3 is zstd's own default: beyond it CPU grows faster than bytes shrink on JSON.
+_LEVEL = 3
+# Writers make one frame; a million tiny ones would cost a copy of the rest each.
+FRAMES_MAX = 16
+# A frame may ask its reader for this much memory: RFC 9659's bound for zstd on the web.
+_WINDOW_BYTES_MAX = 8 * 1024 * 1024
+# At most 128 KiB come out of 4 bytes, so one step of a bomb yields 8 MiB.
+_STEP_BYTES = 256
+# Below this a zstd frame saves nothing worth a header.
+_COMPRESS_BYTES_MIN = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One line (or whole record) that is no event: its original bytes and why."""
+
+    index: int
+    data: bytes
+    error: RejectedError
+    table: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One event and its place among the lines of its record."""
+
+    index: int
+    event: ChangeEvent
+
+
+def encode_event(event: ChangeEvent) -> bytes:
+    """The event as one JSON line, without the newline."""
+    return json.dumps(
+        event.to_json(), ensure_ascii=False, separators=(",", ":"), default=str
+    ).encode()
+
+
+def encode_record(lines: Iterable[bytes], *, compress: bool = True) -> bytes:
+    """Encoded events as the data of one Kinesis record."""
+    body = b"\n".join(lines)
+    if compress and len(body) >= _COMPRESS_BYTES_MIN:
+        packed = zstandard.ZstdCompressor(level=_LEVEL).compress(body)
+        return MAGIC + bytes((VERSION, ZSTD)) + packed
+    return MAGIC + bytes((VERSION, PLAIN)) + body
+
+
+def decode_record(data: bytes, tables: Registry) -> Iterator[Decoded | Rejected]:
+    """Every event in a record's data, and every part of it that is none, each exactly once."""
+    try:
+        body = _body(data)
+        _check_lines(body)
+    except RejectedError as error:
+        yield Rejected(0, data, error)
+        return
+    for index, line in enumerate(body.split(b"\n")):
+        if line.strip():
+            yield _decode_line(index, line, tables)
+
+
+def _check_lines(body: bytes) -> None:
+    if not body.strip():
+        raise RejectedError("empty_record", "holds no event")
+    if body.count(b"\n") > LINES_MAX:
+        raise RejectedError("too_large", f"has more than {LINES_MAX} lines")
+
+
+def _body(data: bytes) -> bytes:
+    if not data.strip() or data[:1] in b"{[":
+        return data
+    if data[:4] != MAGIC:
+        raise RejectedError("unknown_format", "neither Freshet's prefix nor a JSON object")
+    if len(data) < 6:
+        raise RejectedError("truncated", "ends within the prefix")
+    if data[4] != VERSION:
+        raise RejectedError(
+            "unsupported_version",
+            f"wire version {data[4]}; this reader knows {VERSION}: upgrade it",
+        )
+    return _unpack(data[5], data[6:])
+
+
+def _unpack(encoding: int, payload: bytes) -> bytes:
+    if encoding == PLAIN:
+        return payload
+    if encoding != ZSTD:
+        raise RejectedError("unknown_format", f"unknown encoding {encoding}")
+    return unpack_zstd(payload, UNPACKED_BYTES_MAX)
+
+
+def unpack_zstd(payload: bytes, bytes_max: int) -> bytes:
+    """The whole content of one or more zstd frames.
+
+    Raises `RejectedError`: too_large beyond `bytes_max`, corrupt_compression for what is no frame
+    or ends early. Memory stays near `bytes_max`: input goes in by small steps.
+    """
+    body = bytearray()
+    try:
+        for _ in range(FRAMES_MAX):
+            if not payload:
+                return bytes(body)
+            frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES_MAX).decompressobj()
+            at = 0
+            while at < len(payload) and not frame.eof:
+                body += frame.decompress(payload[at : at + _STEP_BYTES])
+                at += _STEP_BYTES
+                if len(body) > bytes_max:
+                    raise RejectedError("too_large", f"unpacks to more than {bytes_max} bytes")
+            if not frame.eof:
+                raise RejectedError("corrupt_compression", "ends within a zstd frame")
+            payload = frame.unused_data + payload[at:]
+    except zstandard.ZstdError as error:
+        raise RejectedError("corrupt_compression", str(error)) from None
+    if payload:
+        raise RejectedError("too_large", f"is cut into more than {FRAMES_MAX} compressed parts")
+    return bytes(body)
+
+
+def _decode_line(index: int, line: bytes, tables: Registry) -> Decoded | Rejected:
+    body: Any = None
+    try:
+        body = parse_json(line)
+        return Decoded(index, parse_event(body, tables))
+    except RejectedError as error:
+        table = body.get("table") if isinstance(body, dict) else None
+        return Rejected(index, line, error, table if table in tables.names else None)
+
+
+def parse_json(text: bytes) -> Any:
+    """Strict JSON with exact decimals. Raises `RejectedError`: malformed_json, not_utf8, too_deep,
+    too_large.
+    """
+    if len(text) > LINE_BYTES_MAX:
+        raise RejectedError("too_large", f"an event may have {LINE_BYTES_MAX} bytes")
+    try:
+        return _JSON.decode(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RejectedError("not_utf8", f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RejectedError("malformed_json", f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise RejectedError("too_deep", "is nested too deeply") from None
+    except (ValueError, InvalidOperation):  # an integer of 5,000 digits, an exponent of 20
+        raise RejectedError("out_of_range", "holds a number out of range") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise RejectedError("out_of_range", f"{name} is not a JSON number")
+
+
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant)
