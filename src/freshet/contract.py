@@ -198,6 +198,13 @@ class PartitionField:
     column: str
     buckets: int = 0
 
+    def __str__(self) -> str:
+        """As people write it."""
+        if self.transform == "identity":
+            return self.column
+        count = f"[{self.buckets}]" if self.transform == "bucket" else ""
+        return f"{self.transform}{count}({self.column})"
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -120,6 +120,7 @@ def lane_of(table: str, key: str, lanes: int) -> int:
     return int.from_bytes(digest, "big") % lanes
 
 
+_OPS = frozenset(op.value for op in Op)
 _MEMBERS = frozenset(
     (
         "table",
@@ -180,17 +181,21 @@ def _missing(field: str) -> Any:
 
 
 def _contract(members: Mapping[str, Any], tables: Registry) -> type[Contract]:
+    table = members.get("table") or _missing("table")
+    if not isinstance(table, str):
+        raise RejectedError("wrong_type", "must be a text", field="table")
     try:
-        return tables[members.get("table") or _missing("table")]
+        return tables[table]
     except UnknownTableError as error:
         raise RejectedError("unknown_table", str(error), field="table") from None
 
 
 def _op(members: Mapping[str, Any]) -> Op:
-    try:
-        return Op(members.get("op") or _missing("op"))
-    except ValueError:
-        raise RejectedError("invalid_value", "must be one of c, u, d, r", field="op") from None
+    op = members.get("op") or _missing("op")
+    # `Op(op)` would write any value into its own error message, also one nested beyond writing.
+    if not isinstance(op, str) or op not in _OPS:
+        raise RejectedError("invalid_value", "must be one of c, u, d, r", field="op")
+    return Op(op)
 
 
 def _after(members: Mapping[str, Any], op: Op, contract: type[Contract]) -> Row | None:

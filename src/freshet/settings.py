@@ -1,0 +1,15 @@
+"""What every function's settings share: a variable that must be there, or an error with its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from freshet.errors import SettingsError
+
+
+def required(environ: Mapping[str, str], name: str) -> str:
+    """The value of a variable that has no default. Raises `SettingsError` when absent or blank."""
+    value = environ.get(name, "").strip()
+    if not value:
+        raise SettingsError(name, "is not set; the template sets it for the deployed function")
+    return value

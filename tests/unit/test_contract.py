@@ -1,0 +1,193 @@
+"""Contracts: strict values, names for every mistake, and declarations that check themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+
+from freshet.contract import (
+    Contract,
+    Day,
+    Flag,
+    Integer,
+    Money,
+    PartitionField,
+    Registry,
+    Text,
+    Timestamp,
+)
+from freshet.errors import RejectedError, UnknownTableError
+from freshet.event import parse_key_text
+from freshet.tables import TABLES
+from freshet.testing import product_row, rate_row, sale_row
+
+
+class Sample(
+    Contract, table="samples", key=("id",), partition=(PartitionField("bucket", "id", 4),)
+):
+    """Every column type once."""
+
+    id: Annotated[int, Integer(64)]
+    text: Annotated[str, Text(5, 1)] | None = Field(None, description="Short")
+    small: Annotated[int, Integer(32)] | None = None
+    money: Annotated[Decimal, Money(6, 2)] | None = None
+    at: Annotated[datetime, Timestamp()] | None = None
+    day: Annotated[date, Day()] | None = None
+    flag: Annotated[bool, Flag()] | None = None
+
+
+GOOD = [
+    ("text", "é" * 5, "é" * 5),
+    ("text", None, None),
+    ("small", -(2**31), -(2**31)),
+    ("small", 2**31 - 1, 2**31 - 1),
+    ("id", 2**63 - 1, 2**63 - 1),
+    ("money", "1234.5", Decimal("1234.50")),
+    ("money", 7, Decimal("7.00")),
+    ("money", Decimal("-9999.99"), Decimal("-9999.99")),
+    ("money", Decimal("1E+3"), Decimal("1000.00")),
+    ("at", "2026-11-21T09:30:00.123456+01:00", datetime(2026, 11, 21, 8, 30, 0, 123456, UTC)),
+    ("at", "2026-11-21 08:30:00z", datetime(2026, 11, 21, 8, 30, tzinfo=UTC)),
+    ("day", "2024-02-29", date(2024, 2, 29)),
+    ("flag", False, False),
+]
+
+BAD = [
+    ("text", "", "too_short"),
+    ("text", "x" * 6, "too_long"),
+    ("text", 5, "wrong_type"),
+    ("text", b"abc", "wrong_type"),
+    ("text", "\ud800", "invalid_text"),
+    ("small", 2**31, "out_of_range"),
+    ("small", True, "wrong_type"),
+    ("small", Decimal("1.0"), "wrong_type"),
+    ("small", "1", "wrong_type"),
+    ("id", 2**63, "out_of_range"),
+    ("id", 10**4000, "out_of_range"),
+    ("id", None, "wrong_type"),
+    ("money", "1.234", "out_of_range"),
+    ("money", "12345.00", "out_of_range"),
+    ("money", Decimal("NaN"), "wrong_type"),
+    ("money", Decimal("Infinity"), "wrong_type"),
+    ("money", Decimal("1E+999999"), "out_of_range"),
+    ("money", Decimal("1E-999999"), "out_of_range"),
+    ("money", 10**4000, "out_of_range"),
+    ("money", "1e3", "wrong_type"),
+    ("money", "\u0661", "wrong_type"),
+    ("money", "", "wrong_type"),
+    ("money", True, "wrong_type"),
+    ("money", 1.5, "wrong_type"),
+    ("at", "2026-11-21T08:30:00", "invalid_value"),
+    ("at", "2026-11-21", "invalid_value"),
+    ("at", "2026-11-21T08:30:00.1234567Z", "invalid_value"),
+    ("at", "2026-13-21T08:30:00Z", "out_of_range"),
+    ("at", "9999-12-31T23:59:59-01:00", "out_of_range"),
+    ("at", 0, "wrong_type"),
+    ("at", datetime(2026, 11, 21), "wrong_type"),  # noqa: DTZ001
+    ("day", "2026-02-30", "out_of_range"),
+    ("day", "20260101", "invalid_value"),
+    ("day", datetime(2026, 11, 21, tzinfo=UTC), "wrong_type"),
+    ("flag", 1, "wrong_type"),
+    ("flag", "true", "wrong_type"),
+    ("nope", 1, "unknown_column"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "parsed"), GOOD, ids=str)
+def test_a_valid_value_is_parsed_and_never_rounded(column: str, value: Any, parsed: Any) -> None:
+    row = Sample.parse({"id": 1, column: value})
+
+    assert row[column] == parsed
+    assert type(row[column]) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"), BAD, ids=lambda value: str(type(value).__name__)
+)
+def test_an_invalid_value_is_rejected_with_its_column(column: str, value: Any, reason: str) -> None:
+    with pytest.raises(RejectedError) as raised:
+        Sample.parse({"id": 1, column: value})
+
+    assert (raised.value.reason, raised.value.field) == (reason, column)
+
+
+def test_money_keeps_the_declared_scale() -> None:
+    assert str(Sample.parse({"id": 1, "money": 7})["money"]) == "7.00"
+
+
+def test_a_missing_column_is_named_and_a_nullable_one_is_none() -> None:
+    with pytest.raises(RejectedError, match="missing_column: id"):
+        Sample.parse({})
+
+    assert Sample.parse({"id": 1})["text"] is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("-7", -7), ("0007", 7)])
+def test_digits_in_a_path_are_an_integer_key(text: str, number: int) -> None:
+    assert parse_key_text(Sample, text) == {"id": number}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["--5", "1.0", "x", "9" * 5000, "\u0663", "", "9223372036854775808"],
+    ids=lambda text: text[:20],
+)
+def test_a_path_that_is_no_integer_key_is_rejected(text: str) -> None:
+    with pytest.raises(RejectedError) as raised:
+        parse_key_text(Sample, text)
+
+    assert raised.value.field == "key.id"
+
+
+def test_columns_carry_type_nullability_and_description() -> None:
+    text = Sample.column("text")
+
+    assert (text.type, text.nullable, text.description) == (Text(5, 1), True, "Short")
+    assert Sample.column("id").nullable is False
+
+
+@pytest.mark.parametrize(
+    ("declaration", "complaint"),
+    [
+        ({"key": ("nope",)}, "key column 'nope'"),
+        ({"key": ("note",)}, "key column 'note'"),
+        ({"key": ("id",), "partition": (PartitionField("day", "when"),)}, "'when' is not declared"),
+    ],
+)
+def test_a_declaration_that_names_a_wrong_column_is_refused(
+    declaration: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=complaint):
+
+        class Wrong(Contract, table="wrong", **declaration):
+            id: Annotated[int, Integer()]
+            note: Annotated[str, Text(9)] | None = None
+
+
+def test_the_json_schema_states_the_limits_of_every_column() -> None:
+    schema = Sample.model_json_schema()["properties"]
+
+    assert schema["id"]["maximum"] == 2**63 - 1
+    assert schema["text"]["anyOf"][0] == {"type": "string", "maxLength": 5, "minLength": 1}
+    assert {"type": "number"} in schema["money"]["anyOf"]
+    assert {"type": "null"} in schema["money"]["anyOf"]
+    assert schema["at"]["anyOf"][0]["format"] == "date-time"
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("sales", sale_row()), ("products", product_row()), ("exchange_rates", rate_row())],
+)
+def test_each_shipped_table_takes_its_sample_row(table: str, row: dict[str, Any]) -> None:
+    assert TABLES[table].parse(row).keys() >= row.keys()
+
+
+def test_an_unknown_table_is_named_together_with_the_known_ones() -> None:
+    with pytest.raises(UnknownTableError) as raised:
+        Registry((Sample,))["sales"]
+
+    assert (raised.value.table, raised.value.known) == ("sales", ("samples",))
