@@ -1,0 +1,1 @@
+"""The HTTP producer: takes change events, checks them against their contract, publishes them."""

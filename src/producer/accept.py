@@ -1,0 +1,142 @@
+"""Accepting: which of a request's items are change events, and what each is stamped with. Pure.
+
+An event needs little: `after`, or `op` "d" and a `key`. What its source cannot know is stamped:
+`event_id`, `version`, `source`, `accepted_at`. The outcome of each event goes back to the caller
+with the stamped values, so that what was not taken can be sent again as the very same change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from freshet.clock import micros
+from freshet.contract import Contract, Registry, Row
+from freshet.errors import RejectedError
+from freshet.event import ChangeEvent, Op, key_text, parse_event, parse_key_text
+from freshet.stream import PublishReport
+from producer.requests import Item
+
+SOURCE = "http"
+# A clock that far ahead is wrong, and its version would win over every change until then.
+FUTURE_MAX = timedelta(hours=24)
+# Versions are opaque, but one in this range can only be microseconds: from September 2001 to the
+# last instant a datetime holds. Log positions lie below, nanoseconds above.
+_MICROS_MIN, _MICROS_MAX = 10**15, micros(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
+
+Decision = ChangeEvent | RejectedError
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the events of one request get where they carry nothing: event n gets id `<id>-<n>` and
+    version `version` + n."""
+
+    id: str
+    version: int
+    accepted_at: datetime
+
+
+def lacks_stamp(items: Iterable[Item]) -> bool:
+    """True when some item needs a stamp to be the same change again when it is sent again."""
+    return any(
+        isinstance(item, Mapping) and (item.get("version") is None or item.get("event_id") is None)
+        for item in items
+    )
+
+
+def accept(
+    items: Sequence[Item], contract: type[Contract], tables: Registry, stamp: Stamp
+) -> list[Decision]:
+    """The change event each item describes, or why it describes none; one decision per item."""
+    return [_decide(item, index, contract.table, tables, stamp) for index, item in enumerate(items)]
+
+
+def _decide(item: Item, index: int, table: str, tables: Registry, stamp: Stamp) -> Decision:
+    if isinstance(item, RejectedError):
+        return item
+    if not isinstance(item, Mapping):
+        return RejectedError("wrong_type", "an event must be a JSON object")
+    if item.get("table") not in (None, table):
+        return RejectedError("table_mismatch", f"the path says {table!r}", field="table")
+    try:
+        # Whatever the caller says of it, the time of acceptance is ours.
+        body = {**item, "accepted_at": stamp.accepted_at}
+        event = parse_event(body, tables, defaults=_defaults(item, index, table, stamp))
+        _check_future(event.version, stamp.accepted_at)
+    except RejectedError as error:
+        return error
+    return event
+
+
+def _defaults(item: Mapping[Any, Any], index: int, table: str, stamp: Stamp) -> dict[str, Any]:
+    """What the event gets where it says nothing; a row without `op` is an upsert."""
+    defaults: dict[str, Any] = {
+        "table": table,
+        "event_id": f"{stamp.id}-{index}",
+        "version": stamp.version + index,
+        "source": SOURCE,
+    }
+    if item.get("after") is not None:
+        defaults["op"] = Op.UPDATE.value
+    return defaults
+
+
+def _check_future(version: int, now: datetime) -> None:
+    if _MICROS_MIN < version < _MICROS_MAX and version > micros(now + FUTURE_MAX):
+        raise RejectedError(
+            "future_version",
+            "is more than 24 hours ahead and would block the row until then: check the clock",
+            field="version",
+        )
+
+
+def row_key(contract: type[Contract], text: str) -> Row:
+    """The key that the last segment of a row's path names.
+
+    API Gateway hands over the path decoded once, so `text` is the key text as answers give it. One
+    that could be read as another row than it was written for is refused, not guessed. Raises
+    `RejectedError`.
+    """
+    key = parse_key_text(contract, text)
+    written = key_text(contract, key)
+    if "%" in text and text not in (written, quote(written)):
+        raise RejectedError(
+            "ambiguous_key",
+            f"percent-encode the key text for the URL: {quote(written, safe='')}",
+            field="key",
+        )
+    return key
+
+
+def outcomes(
+    decisions: Sequence[Decision], contract: type[Contract], throttled: Iterable[int] = ()
+) -> list[dict[str, Any]]:
+    """What became of each event, as the members of `answers.Outcome`; `throttled` are indexes."""
+    refused = frozenset(throttled)
+    return [
+        _rejected(index, decision)
+        if isinstance(decision, RejectedError)
+        else {
+            "index": index,
+            "status": "throttled" if index in refused else "accepted",
+            "event_id": decision.event_id,
+            "version": decision.version,
+            "key": key_text(contract, decision.key),
+        }
+        for index, decision in enumerate(decisions)
+    ]
+
+
+def _rejected(index: int, error: RejectedError) -> dict[str, Any]:
+    outcome = {"index": index, "status": "rejected", "reason": error.reason, "detail": error.detail}
+    return outcome if error.field is None else {**outcome, "field": error.field}
+
+
+def throttled_indexes(decisions: Sequence[Decision], report: PublishReport) -> list[int]:
+    """Which decisions the stream did not take: its report counts published events only."""
+    published = [at for at, one in enumerate(decisions) if isinstance(one, ChangeEvent)]
+    return [published[position] for position in report.throttled]
