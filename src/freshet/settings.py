@@ -1,4 +1,4 @@
-"""What every function's settings share: a variable that must be there, or an error with its name."""
+"""What settings of all functions share: a variable that must be there, or an error naming it."""
 
 from __future__ import annotations
 
