@@ -39,9 +39,11 @@ check: setup ## Formatting, lint and types
 bench: setup ## Merge benchmark: this lake beside its alternatives and the floor
 	@$(BIN)/python benchmarks/merge.py
 
-lock: setup ## Renew requirements/*.lock from pyproject.toml
+lock: setup ## Renew the lock files from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra lake --extra local --extra dev --extra bench pyproject.toml -o requirements/dev.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --constraint requirements/dev.lock pyproject.toml -o src/requirements.txt
 
 clean: ## Remove the environment and local state
 	rm -rf $(VENV) .freshet .pytest_cache .mypy_cache .ruff_cache .hypothesis
