@@ -52,8 +52,18 @@ class Merged:
 def collapse(changes: pa.Table, key: Sequence[str]) -> Collapsed:
     """Keep the winning change of every key."""
     keys = key_column(changes, key)
-    if pc.count_distinct(keys).as_py() == changes.num_rows:
+    counts = pc.value_counts(keys)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated) == 0:
         return Collapsed(changes, duplicate=0, stale=0)
+    # Few keys come twice in a batch; only those are sorted.
+    contested = pc.is_in(keys, value_set=repeated)
+    once, settled = changes.filter(pc.invert(contested)), _settle(changes.filter(contested), key)
+    return Collapsed(pa.concat_tables([once, settled.winners]), settled.duplicate, settled.stale)
+
+
+def _settle(changes: pa.Table, key: Sequence[str]) -> Collapsed:
+    keys = key_column(changes, key)
     plain = pa.table(
         {"key": keys, "version": changes.column(VERSION), "position": changes.column(POSITION)}
     )
@@ -87,19 +97,23 @@ def _duplicates_in_runs(ordered: pa.Table, first: pa.Array) -> int:
     return pc.sum(pc.and_(same, version)).as_py() or 0
 
 
-def merge(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> Merged:
+def merge(
+    rows: pa.Table, changes: pa.Table, key: Sequence[str], *, content: Sequence[str] | None = None
+) -> Merged:
     """Apply collapsed changes (one per key) to rows (one per key).
 
     `rows` has a lake schema, `changes` the matching `changes_schema`. A change that meets no row is
     inserted; a delete that meets none is ABSENT. Rows keep their order, new ones follow. Merging
-    again changes nothing.
+    again changes nothing. `content` names the columns that tell a duplicate from a tie (the
+    contract's by default).
     """
     met = pc.index_in(key_column(rows, key), value_set=key_column(changes, key).combine_chunks())
     met = _flat(met)
     is_met = pc.is_valid(met)
     row_at = pc.indices_nonzero(is_met)
     change_at = met.take(row_at)
-    verdicts = _verdicts(rows.take(row_at), changes.take(change_at), changes.schema.names)
+    says = content or [name for name in rows.schema.names if not name.startswith("_")]
+    verdicts = _verdicts(rows.take(row_at), changes.take(change_at), says)
     outcomes = _outcomes(changes, change_at, verdicts)
     loses = pc.greater(verdicts, int(Outcome.UNCHANGED))
     stays = pc.replace_with_mask(pa.repeat(pa.scalar(True), rows.num_rows), is_met, loses)
@@ -112,15 +126,14 @@ def merge(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> Merged:
     )
 
 
-def _verdicts(rows: pa.Table, changes: pa.Table, names: list[str]) -> pa.Array:
+def _verdicts(rows: pa.Table, changes: pa.Table, content: Sequence[str]) -> pa.Array:
     """The outcome of each change against the row it met (both in the same order)."""
     version, position = _flat(changes.column(VERSION)), _flat(changes.column(POSITION))
     newer = pc.greater(version, _flat(rows.column(VERSION)))
     tie = pc.equal(version, _flat(rows.column(VERSION)))
     later = pc.greater(position, _flat(rows.column(POSITION)))
     delete = _flat(changes.column(DELETED))
-    columns = [name for name in names if not name.startswith("_")]
-    same = pc.and_(_equal_columns(rows, changes, columns), pc.invert(delete))
+    same = pc.and_(_equal_columns(rows, changes, content), pc.invert(delete))
     wins = pc.or_(newer, pc.and_(tie, pc.and_(later, pc.invert(same))))
     verdict = pc.case_when(
         pc.make_struct(pc.and_(tie, same), pc.invert(wins), delete, same),
@@ -162,7 +175,7 @@ def _says_the_same(left: pa.Table, right: pa.Table) -> pa.Array:
     return pc.and_(_equal_columns(left, right, columns), _flat(both_delete))
 
 
-def _equal_columns(left: pa.Table, right: pa.Table, columns: list[str]) -> pa.Array:
+def _equal_columns(left: pa.Table, right: pa.Table, columns: Sequence[str]) -> pa.Array:
     """True where all columns are equal, null being equal to null."""
     equal = pa.repeat(pa.scalar(True), left.num_rows)
     # What changes tends to be declared after what identifies: the last columns settle it soonest.

@@ -1,0 +1,81 @@
+"""The laptop's catalog, pyiceberg's on SQLite. Apart because it alone needs SQLAlchemy."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
+from pyiceberg.io import FileIO
+from pyiceberg.serializers import FromInputFile
+from pyiceberg.table import CommitTableResponse, Table
+from pyiceberg.table.update import TableRequirement, TableUpdate
+from pyiceberg.typedef import Identifier
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from lake.catalog import typed_faults
+from lake.io import ObjectsFileIO
+
+# SQLite makes a writer wait for the other; a commit holds the lock for milliseconds.
+_WAIT_S = 30
+# A metadata file that is gone: the pointer was read too long ago.
+_FAULTS = (DBAPIError, FileNotFoundError)
+
+
+class _Sql(SqlCatalog):
+    """SQLite over our file access, its faults typed."""
+
+    files: ObjectsFileIO
+
+    def _load_file_io(self, *_place: Any, **_named: Any) -> FileIO:
+        return self.files
+
+    def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
+        """As pyiceberg's, which reads metadata past `_load_file_io`."""
+        location = orm_table.metadata_location
+        if location is None:
+            raise NoSuchTableError(f"{orm_table.table_name} has no metadata location")
+        return Table(
+            identifier=(orm_table.table_namespace, orm_table.table_name),
+            metadata=FromInputFile.table_metadata(self.files.new_input(location)),
+            metadata_location=location,
+            io=self.files,
+            catalog=self,
+        )
+
+    def load_table(self, identifier: str | Identifier) -> Table:
+        with typed_faults("SQLite catalog", _FAULTS):
+            return super().load_table(identifier)
+
+    def commit_table(
+        self,
+        table: Table,
+        requirements: tuple[TableRequirement, ...],
+        updates: tuple[TableUpdate, ...],
+    ) -> CommitTableResponse:
+        with typed_faults("SQLite catalog", _FAULTS):
+            return super().commit_table(table, requirements, updates)
+
+
+def open_sqlite(path: Path, files: ObjectsFileIO, *, warehouse: str, database: str) -> Catalog:
+    """See `lake.catalog.sql_catalog`. Any number of processes may open the same file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with typed_faults(f"SQLite catalog {path}", _FAULTS):
+        try:
+            catalog = _connect(path, warehouse)
+        except OperationalError:
+            catalog = _connect(path, warehouse)  # another process created the tables meanwhile
+        catalog.files = files
+        with suppress(NamespaceAlreadyExistsError, IntegrityError):  # every start but the first
+            catalog.create_namespace(database)
+    return catalog
+
+
+def _connect(path: Path, warehouse: str) -> _Sql:
+    url = URL.create("sqlite", database=str(path), query={"timeout": str(_WAIT_S)})
+    uri = url.render_as_string(hide_password=False)
+    return _Sql("freshet", uri=uri, warehouse=warehouse, init_catalog_tables="true")

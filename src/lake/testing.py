@@ -1,0 +1,98 @@
+"""Builders for tests of the lake: a place that several writers open, and changes to apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from freshet.arrow import PlacedEvent, changes_table, position_of
+from freshet.contract import Contract, Registry
+from freshet.event import parse_event
+from freshet.objects import Objects
+from freshet.tables import TABLES
+from lake.catalog import sql_catalog
+from lake.lake import Lake
+from lake.steps import OnStep, no_step
+from lake.table import FILE_ROWS_MAX
+
+
+class LakeSite:
+    """One object store and one SQLite catalog: every `Lake` it opens is another writer of the same
+    tables.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        catalog: Path,
+        *,
+        root: str = "file:///lake",
+        tables: Registry = TABLES,
+        database: str = "freshet",
+    ) -> None:
+        self.objects, self.root, self.tables, self.database = objects, root, tables, database
+        self._catalog = catalog
+
+    def open(
+        self,
+        *,
+        objects: Objects | None = None,
+        on_step: OnStep = no_step,
+        file_rows_max: int = FILE_ROWS_MAX,
+        io_threads: int = 2,
+        wait: Callable[[float], object] = lambda _seconds: None,
+    ) -> Lake:
+        """Another writer. `objects` stands in for the site's own store (to make it fail)."""
+        return Lake(
+            objects or self.objects,
+            self.root,
+            lambda files: sql_catalog(
+                self._catalog, files, warehouse=self.root, database=self.database
+            ),
+            tables=self.tables,
+            database=self.database,
+            wait=wait,
+            on_step=on_step,
+            io_threads=io_threads,
+            file_rows_max=file_rows_max,
+        )
+
+    def pointer(self, lake: Lake, table: str) -> tuple[str, ...]:
+        """What any commit or write changes: both metadata locations and every object's key."""
+        current = lake.current(table)
+        tables = (current.rows, current.tombstones)
+        pointers = (keyed.view().table.metadata_location for keyed in tables)
+        return (*pointers, *self.objects.list(""))
+
+
+def placed(
+    contract: type[Contract],
+    at: int,
+    *,
+    version: int,
+    key: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> PlacedEvent:
+    """A change at the `at`-th place of the stream: an update to `after`, or the delete of `key`."""
+    body = {
+        "table": contract.table,
+        "op": "d" if after is None else "u",
+        "key": key,
+        "version": version,
+        "after": after,
+        "before": before,
+        "event_id": f"event-{at}",
+        "source": "test",
+        "accepted_at": "2026-11-21T08:30:00Z",
+    }
+    event = parse_event(body, Registry((contract,)))
+    return PlacedEvent(event, position_of(str(at), 0))
+
+
+def batch(contract: type[Contract], events: Iterable[PlacedEvent]) -> pa.Table:
+    """Placed events as the table of changes that `Lake.apply` takes."""
+    return changes_table(contract, list(events))
