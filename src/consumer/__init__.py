@@ -1,0 +1,1 @@
+"""The consumer: batches of the change stream into the lake."""

@@ -1,0 +1,462 @@
+"""The `freshet` command: the pipeline on a laptop, from a terminal.
+
+Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
+Every command is safe to repeat.
+"""
+
+# ruff: noqa: PLC0415 - each command imports what it needs: `freshet --help` answers at once
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from freshet.contract import Contract
+from freshet.errors import FreshetError, RejectedError, UnknownTableError
+from freshet.event import key_text, parse_key_text
+from freshet.tables import TABLES
+from local.output import Format, plain, print_json, print_rows, say, talk
+from local.runtime import SOURCES, Home, Pipeline, open_lake, poll_beside
+
+DEFAULT_HOME = Path(".freshet")
+REFUSALS_SHOWN = 20
+# How often `up` looks whether all is well.
+WATCH_S = 1.0
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Keep lake tables fresh from a stream of changes, whole on a laptop.",
+    epilog="Begin with: freshet demo",
+)
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="FRESHET_HOME", help="Folder that holds the pipeline's state."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+TABLE_NAMES = ", ".join(TABLES.names)
+
+
+class Failed(Exception):  # noqa: N818 - a verdict, not an error
+    """The command did its work and the answer is no."""
+
+
+@app.command(epilog="Example: freshet demo", short_help="Run a real month; compare with pandas.")
+def demo(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="An Online Retail parquet file; default: the shipped month.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a real month of sales, returns and price changes, and compare it with pandas."""
+    from local.demo import run
+    from local.report import print_report, to_json
+
+    landed, comparisons, shown = run(Home(home), data)
+    if as_json:
+        print_json(to_json(landed, comparisons, shown))
+    else:
+        print_report(landed, comparisons, shown)
+    if any(comparison.differences for comparison in comparisons):
+        raise Failed("the lake differs from the independent answer")
+    _say_next("" if home == DEFAULT_HOME else f" --home {home}")
+
+
+def _say_next(home: str) -> None:
+    say("Next, look around in what the demo left behind:")
+    say(f'  freshet query "FROM sales WHERE returned_quantity > 0 LIMIT 5"{home}')
+    say(f"  freshet why sales 536365-1{home}")
+    say(f"  freshet verify{home}")
+
+
+@app.command(
+    epilog="Example: freshet up --port 8080 --poll ecb=3600",
+    short_help="Run the pipeline until Ctrl-C.",
+)
+def up(
+    *,
+    port: Annotated[
+        int, typer.Option(help="Port of the HTTP gateway; 0 takes a free one.", min=0, max=65535)
+    ] = 8080,
+    poll: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=SECONDS", help="Poll a source at this rate; may be repeated."),
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=URL", help="Where a source is, if not at its usual place."),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Run the pipeline until Ctrl-C: HTTP in, tables out."""
+    rates = dict(_rate(text) for text in poll or [])
+    sources = dict(_place(text) for text in url or [])
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Pipeline(
+        Home(home), port=port, sources=sources, rates_s=rates, on_firing=_tell_firing
+    ) as pipeline:
+        places = [
+            ("gateway", pipeline.gateway.url),
+            ("API", f"{pipeline.gateway.url}/openapi.json"),
+            ("AWS endpoint", pipeline.aws.endpoint_url),
+            ("state", str(home)),
+        ]
+        print_rows(("what", "where"), places, Format.TABLE)
+        sys.stdout.flush()
+        say("running; stop with Ctrl-C")
+        _watch(pipeline, stop)
+        say("stopping")
+
+
+def _watch(pipeline: Pipeline, stop: threading.Event) -> None:
+    """Wait for the end; tell what goes wrong, and when it is over."""
+    told: str | None = None
+    while not stop.wait(WATCH_S):
+        trouble = pipeline.watch()
+        if trouble != told:
+            say(trouble or "the consumer gets on again", style="red" if trouble else None)
+            told = trouble
+
+
+def _rate(text: str) -> tuple[str, float]:
+    name, _, seconds = text.partition("=")
+    if name not in SOURCES or not seconds.isdecimal() or int(seconds) == 0:
+        raise typer.BadParameter(
+            f"{text!r}: write SOURCE=SECONDS with a source of {', '.join(SOURCES)}"
+        )
+    return name, float(seconds)
+
+
+def _place(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    if name not in SOURCES or not url:
+        raise typer.BadParameter(
+            f"{text!r}: write SOURCE=URL with a source of {', '.join(SOURCES)}"
+        )
+    return f"{name.upper()}_URL", url
+
+
+def _tell_firing(firing: Any) -> None:
+    if firing.error is None:
+        say(f"polled {firing.schedule}: {firing.response['published']} changes")
+    else:
+        say(f"poll of {firing.schedule} failed: {firing.error}", style="red")
+
+
+@app.command(
+    epilog="Example: freshet send events.ndjson --table sales",
+    short_help="Post change events over HTTP.",
+)
+def send(
+    *,
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Change events as JSON lines or one JSON array; `-` is standard input."
+        ),
+    ],
+    table: Annotated[str, typer.Option(help=f"Table the events are for: {TABLE_NAMES}.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Post change events through the HTTP producer, in batches, and say what became of each.
+
+    Beside a running `freshet up` it returns when the stream has accepted them; alone it starts the
+    pipeline and returns when they are queryable.
+    """
+    from local.sending import Sender, Sent, batches, event_lines
+
+    _contract(table)  # a typo should not start a pipeline
+    total, index = Sent(), 0
+    with _content(file) as content, _gateway(Home(home)) as url:
+        sender = Sender(url)
+        for batch in batches(event_lines(content)):
+            total.add(sender.send(table, batch, first_index=index))
+            index += len(batch)
+            if talk.is_terminal:
+                talk.print(f"sent {index:,} events", end="\r")
+    _tell_sent(total, as_json=as_json)
+    if total.rejected:
+        raise Failed(f"{total.rejected} of {index} events were refused")
+
+
+def _tell_sent(total: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {"accepted": total.accepted, "rejected": total.rejected, "refused": total.refused}
+        )
+        return
+    print_rows(("accepted", "rejected"), [(total.accepted, total.rejected)], Format.TABLE)
+    for refusal in total.refused[:REFUSALS_SHOWN]:
+        parts = (refusal.get("field"), refusal.get("reason"), refusal.get("detail"))
+        say(": ".join((f"event {refusal['index']}", *(part for part in parts if part))))
+    if total.rejected > REFUSALS_SHOWN:
+        say(f"and {total.rejected - REFUSALS_SHOWN:,} more; --json names them all")
+
+
+@contextmanager
+def _content(file: str) -> Iterator[Iterator[bytes]]:
+    if file == "-":
+        yield iter(sys.stdin.buffer)
+        return
+    try:
+        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; only opening may be misuse
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file!r} ({error.strerror})") from None
+    with opened:
+        yield iter(opened)
+
+
+@contextmanager
+def _gateway(home: Home) -> Iterator[str]:
+    """The running pipeline's gateway; or a pipeline for this command alone, drained at the end."""
+    owner = home.owner()
+    if owner is not None:
+        yield owner.gateway
+        return
+    with Pipeline(home) as pipeline:
+        yield pipeline.gateway.url
+        pipeline.drain()
+
+
+@app.command("poll", epilog="Example: freshet poll ecb", short_help="Poll a source once.")
+def poll_source(
+    *,
+    source: Annotated[str, typer.Argument(help=f"One of: {', '.join(SOURCES)}.")],
+    url: Annotated[
+        str | None, typer.Option(help="Where the source is, if not at its usual place.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Poll a source once: what changed since the last poll goes into the stream."""
+    if source not in SOURCES:
+        raise typer.BadParameter(f"{source!r} is not a source; sources: {', '.join(SOURCES)}")
+    report = _poll(Home(home), source, dict([_place(f"{source}={url}")]) if url else {})
+    if as_json:
+        print_json(report)
+        return
+    shown = ("listed", "created", "updated", "deleted", "unchanged", "skipped", "guarded")
+    print_rows(("source", *shown), [(source, *(report[name] for name in shown))], Format.TABLE)
+    for problem in report["problems"]:
+        say(problem)
+
+
+def _poll(home: Home, source: str, sources: dict[str, str]) -> dict[str, Any]:
+    owner = home.owner()
+    if owner is not None:
+        return poll_beside(home, owner, source, sources)
+    with Pipeline(home, sources=sources) as pipeline:
+        report = pipeline.poll(source)
+        pipeline.drain()
+        return report
+
+
+@app.command(
+    epilog='Example: freshet query "SELECT count(*) AS sales FROM sales"',
+    short_help="Ask the lake in SQL.",
+)
+def query(
+    *,
+    sql: Annotated[str, typer.Argument(help="SQL (DuckDB); `-` reads it from standard input.")],
+    output: Annotated[
+        Format, typer.Option("--format", "-f", help="How to print rows.")
+    ] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Ask the current state, the tombstones, the change log and the quarantine in SQL.
+
+    `freshet query "SHOW TABLES"` names what there is, `"DESCRIBE sales"` a table's columns.
+    """
+    from local.sql import ask, connect
+
+    text = sys.stdin.read() if sql == "-" else sql
+    if not text.strip():
+        raise typer.BadParameter("there is no SQL to run")
+    with open_lake(Home(home)) as (lake, endpoint):
+        columns, rows = ask(connect(lake, endpoint), text)
+    if columns:  # a statement such as COPY answers nothing
+        print_rows(columns, rows, Format.JSON if as_json else output)
+
+
+@app.command(
+    epilog="Example: freshet tables",
+    short_help="List tables: keys, partitions, rows, files.",
+)
+def tables(*, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the tables: keys, partitions, rows, files and the last commit."""
+    with open_lake(Home(home)) as (lake, _):
+        rows = [_table_row(lake, contract) for contract in TABLES]
+    columns = ("table", "key", "partition", "rows", "files", "snapshot", "committed")
+    print_rows(columns, rows, Format.JSON if as_json else Format.TABLE)
+
+
+def _table_row(lake: Any, contract: type[Contract]) -> tuple[Any, ...]:
+    view = lake.current(contract.table).rows.view()
+    snapshot = view.table.current_snapshot()
+    return (
+        contract.table,
+        ", ".join(contract.key),
+        ", ".join(str(field) for field in contract.partition),
+        sum(file.record_count for file in view.files),
+        len(view.files),
+        None if snapshot is None else str(snapshot.snapshot_id),
+        None if snapshot is None else _utc(snapshot.timestamp_ms),
+    )
+
+
+def _utc(timestamp_ms: int) -> str:
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@app.command(epilog="Example: freshet why sales 536365-1", short_help="Tell the story of one row.")
+def why(
+    *,
+    table: Annotated[str, typer.Argument(help=f"Table name: {TABLE_NAMES}.")],
+    key: Annotated[
+        str, typer.Argument(help="Key text; parts of a composite key joined by commas.")
+    ],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the story of one row: every event of its key, which one won, and why.
+
+    A key of several columns is written as in `freshet why exchange_rates USD,2010-12-01`.
+    """
+    from lake.history import why as story
+
+    contract = _contract(table)
+    canonical = _key(contract, key)
+    with open_lake(Home(home)) as (lake, _):
+        chapters = story(lake, table, canonical)
+    if as_json:
+        print_json(
+            [{**_plain(c.event), "verdict": c.verdict, "because": c.because} for c in chapters]
+        )
+    elif chapters:
+        _tell_story(chapters)
+    if not chapters:
+        raise Failed(f"no event of {table} {canonical} is in the change log")
+
+
+def _tell_story(chapters: Sequence[Any]) -> None:
+    told = ("op", "version", "source", "accepted_at", "after")
+    rows = [(c.verdict, c.because, *(_told(c.event[name]) for name in told)) for c in chapters]
+    print_rows(("verdict", "because", *told), rows, Format.TABLE)
+
+
+def _told(value: Any) -> str:
+    return "" if value is None else str(plain(value))
+
+
+def _plain(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain(value) for name, value in event.items()}
+
+
+@app.command(
+    epilog="Example: freshet verify sales", short_help="Check the laws on the lake itself."
+)
+def verify(
+    *,
+    table: Annotated[list[str] | None, typer.Argument(help="Tables; default: all.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the laws on the lake itself: keys, tombstones, receipts, and the log replayed."""
+    from lake.verify import verify_table
+
+    contracts = [_contract(name) for name in table] if table else list(TABLES)
+    with open_lake(Home(home)) as (lake, _):
+        checks = [
+            check for contract in contracts for check in verify_table(lake, contract, progress=say)
+        ]
+    _tell_checks(checks, as_json=as_json)
+    if not all(check.holds for check in checks):
+        raise Failed("the lake breaks a law; `freshet why TABLE KEY` tells a key's story")
+
+
+def _tell_checks(checks: Sequence[Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "table": check.table,
+                    "law": check.law,
+                    "checked": check.checked,
+                    "holds": check.holds,
+                    "findings": list(check.findings),
+                }
+                for check in checks
+            ]
+        )
+        return
+    rows = [(c.table, c.law, c.checked, "holds" if c.holds else "BROKEN") for c in checks]
+    print_rows(("table", "law", "checked", "verdict"), rows, Format.TABLE)
+    for check in checks:
+        for finding in check.findings:
+            say(f"{check.table}: {finding}")
+
+
+def _contract(table: str) -> type[Contract]:
+    """The contract of a table named on the command line."""
+    try:
+        return TABLES[table]
+    except UnknownTableError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _key(contract: type[Contract], text: str) -> str:
+    """A key written on the command line in its canonical form."""
+    try:
+        return key_text(contract, parse_key_text(contract, text))
+    except RejectedError as error:
+        raise typer.BadParameter(f"key {text!r}: {error.detail}") from None
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code."""
+    _run(app)
+
+
+def _run(command: Callable[..., Any]) -> None:
+    try:
+        command(standalone_mode=True)
+    except Failed as failure:
+        _fail(str(failure), 1)
+    except FreshetError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader left (`| head`). What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    say(f"Error: {message}", style="red")
+    raise SystemExit(code)

@@ -1,0 +1,109 @@
+"""SQL on a laptop: DuckDB over the lake's own files, no copy made.
+
+Tables are views over exactly the data files of the current snapshot, so a query sees one consistent
+state. Logs are views over their folders. Names and columns are what Athena shows.
+"""
+
+# ruff: noqa: S608 - SQL is made of our own names and quoted locations
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from freshet.errors import TerminalError
+from freshet.tables import TABLES
+from lake.lake import Lake
+from lake.log import CHANGE_LOG, CHANGE_LOG_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA
+from local.runtime import LAKE_BUCKET, LAKE_PREFIX
+
+LOG_SCHEMAS = {CHANGE_LOG: CHANGE_LOG_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA}
+_SHAPES = "freshet_shapes"  # a schema of its own keeps them out of SHOW TABLES
+LOG_FOLDERS = {"table_name": pa.string(), "ingest_date": pa.date32()}
+
+
+class QueryError(TerminalError):
+    """SQL that DuckDB refuses."""
+
+    def __init__(self, error: duckdb.Error) -> None:
+        # DuckDB adds the statement with a caret after an empty line: its first lines say it all.
+        super().__init__(" ".join(str(error).partition("\n\n")[0].split()))
+
+
+def connect(lake: Lake, endpoint: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection in which the lake's tables, tombstones and logs are views."""
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    connection.execute(f"LOAD '{_extension('httpfs')}'")
+    connection.execute(
+        "CREATE SECRET (TYPE s3, KEY_ID 'local', SECRET 'local', REGION 'us-east-1', "
+        f"ENDPOINT '{endpoint.removeprefix('http://')}', URL_STYLE 'path', USE_SSL false)"
+    )
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"CREATE SCHEMA {_SHAPES}")
+    for contract in TABLES:
+        current = lake.current(contract.table)
+        for table in (current.rows, current.tombstones):
+            _table_view(connection, table)
+    for log, schema in LOG_SCHEMAS.items():
+        _log_view(connection, log, schema)
+    return connection
+
+
+def ask(
+    connection: duckdb.DuckDBPyConnection, query: str
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of one query. Raises `QueryError`."""
+    try:
+        answer = connection.sql(query)
+        if answer is None:  # a statement without rows, or no statement at all
+            return [], []
+        table = answer.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(error) from error
+    columns = [column.to_pylist() for column in table.columns]
+    return table.column_names, list(zip(*columns, strict=True))
+
+
+def _extension(name: str) -> Path:
+    """The extension file inside its package: DuckDB's own installer would need the internet."""
+    spec = find_spec(f"duckdb_extension_{name}")
+    assert spec is not None, f"duckdb-extension-{name} is not installed; run `make setup`"
+    assert spec.origin is not None, "the extension package has no files"
+    folder = Path(spec.origin).parent / "extensions"
+    return next(folder.rglob(f"{name}.duckdb_extension"))
+
+
+def _table_view(connection: duckdb.DuckDBPyConnection, table: Any) -> None:
+    """A view over the files of a table's current snapshot."""
+    files = [_quoted(file.file_path) for file in table.view().files]
+    source = f"[{', '.join(files)}], union_by_name = true, hive_partitioning = false"
+    _view(connection, table.spec.name, table.spec.schema, source if files else None)
+
+
+def _log_view(connection: duckdb.DuckDBPyConnection, log: str, schema: Any) -> None:
+    """A view over a log's folders, whose names are columns too."""
+    for folder, kind in LOG_FOLDERS.items():
+        schema = schema.append(pa.field(folder, kind))
+    pattern = f"'s3://{LAKE_BUCKET}/{LAKE_PREFIX}/{log}/**/*.parquet'"
+    found = connection.execute(f"SELECT count(*) FROM glob({pattern})").fetchone()
+    source = f"{pattern}, hive_partitioning = true" if found and found[0] else None
+    _view(connection, log, schema, source)
+
+
+def _view(
+    connection: duckdb.DuckDBPyConnection, name: str, schema: Any, source: str | None
+) -> None:
+    """A view of exactly the schema's columns, also where there is no file or none has a column."""
+    connection.register("empty", schema.empty_table())
+    connection.execute(f'CREATE TABLE {_SHAPES}."{name}" AS FROM empty')
+    connection.unregister("empty")
+    files = f"UNION ALL BY NAME FROM read_parquet({source})" if source else ""
+    connection.execute(f'CREATE VIEW "{name}" AS FROM {_SHAPES}."{name}" {files}')
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

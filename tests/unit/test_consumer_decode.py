@@ -1,0 +1,152 @@
+"""Every line of every record of a batch is decoded or rejected, exactly once and in its place."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer.decode import DecodedBatch, decode_batch
+from freshet.event import Op
+from freshet.tables import TABLES
+from freshet.testing import change, sale_row
+from freshet.wire import encode_event, encode_record
+
+EVENTS = Path(__file__).parents[2] / "events"
+GOOD = encode_event(change(after=sale_row()))
+
+
+def recorded(name: str) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads((EVENTS / f"{name}.json").read_text())
+    return event
+
+
+def decoded(name: str) -> DecodedBatch:
+    return decode_batch(recorded(name), TABLES)
+
+
+def batch_of(*data: str | bytes) -> dict[str, Any]:
+    """A Kinesis event of these records; text stands as it is where base64 belongs."""
+    return {"Records": [record(at, part) for at, part in enumerate(data)]}
+
+
+def record(at: int, data: str | bytes) -> dict[str, Any]:
+    return {
+        "kinesis": {
+            "sequenceNumber": str(1000 + at),
+            "data": data if isinstance(data, str) else base64.b64encode(data).decode(),
+            "approximateArrivalTimestamp": 1795249809.125,
+        },
+        "eventID": f"shardId-000000000003:{1000 + at}",
+    }
+
+
+def test_records_of_one_and_of_many_events_are_one_batch_in_stream_order() -> None:
+    batch = decoded("kinesis_packed")
+
+    assert [(item.event.table, item.event.op) for item in batch.events] == [
+        ("sales", Op.CREATE),
+        ("sales", Op.CREATE),
+        ("sales", Op.CREATE),
+        ("sales", Op.CREATE),
+        ("sales", Op.CREATE),
+        ("sales", Op.UPDATE),
+        ("sales", Op.DELETE),
+        ("sales", Op.CREATE),
+        ("products", Op.READ),
+    ]
+    positions = [item.place.position for item in batch.events]
+    assert positions == sorted(set(positions))
+    assert not batch.rejected
+
+
+def test_a_compressed_record_gives_the_same_as_a_plain_one() -> None:
+    batch = decoded("kinesis_zstd")
+
+    assert [item.event.key["sale_id"] for item in batch.events[:3]] == [
+        "536365-1",
+        "536365-2",
+        "536365-3",
+    ]
+    assert len(batch.events) == 40
+    assert not batch.rejected
+
+
+def test_poison_is_rejected_with_its_reason_and_its_neighbours_are_not() -> None:
+    batch = decoded("kinesis_poison")
+
+    assert [(line.reason, line.field, line.table) for line in batch.rejected] == [
+        ("unknown_format", None, None),
+        ("wrong_type", "after.quantity", "sales"),
+        ("malformed_json", None, None),
+        ("empty_record", None, None),
+        ("unsupported_version", None, None),
+        ("corrupt_compression", None, None),
+        ("not_utf8", None, None),
+        ("unknown_table", "table", None),
+    ]
+    assert len(batch.events) == 4
+
+
+def test_a_rejected_record_keeps_its_original_bytes_and_a_rejected_line_its_own() -> None:
+    event = recorded("kinesis_poison")
+    sent = [base64.b64decode(item["kinesis"]["data"]) for item in event["Records"]]
+
+    rejected = decode_batch(event, TABLES).rejected
+
+    assert rejected[0].data == sent[1]
+    assert [line.data for line in rejected[1:3]] == sent[2][6:].split(b"\n")[1:3]
+    assert [line.data for line in rejected[3:]] == sent[3:8]
+
+
+def test_a_place_says_shard_sequence_number_line_and_arrival() -> None:
+    batch = decode_batch(batch_of(encode_record([GOOD, b"{}"])), TABLES)
+
+    place = batch.rejected[0].place
+    assert (place.shard_id, place.sequence_number, place.index) == (
+        "shardId-000000000003",
+        "1000",
+        1,
+    )
+    assert place.arrived_at == datetime(2026, 11, 21, 8, 30, 9, 125_000, tzinfo=UTC)
+
+
+def test_the_same_batch_has_the_same_name_and_another_has_another() -> None:
+    same, other = batch_of(GOOD, GOOD), batch_of(GOOD)
+
+    names = [decode_batch(event, TABLES).name for event in (same, same, other)]
+
+    assert names[0] == names[1] == "shardId-000000000003-1000-1001"
+    assert names[2] != names[0]
+
+
+def test_events_are_grouped_by_table_in_stream_order() -> None:
+    groups = decoded("kinesis_packed").by_table()
+
+    assert {table: len(placed) for table, placed in groups.items()} == {"sales": 8, "products": 1}
+    positions = [placed.position for placed in groups["sales"]]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("data", ["not base64!", "YQ", "{}", "ä"])
+def test_data_that_is_not_base64_is_rejected_as_it_came(data: str) -> None:
+    batch = decode_batch(batch_of(data, GOOD), TABLES)
+
+    assert [line.data for line in batch.rejected] == [data.encode()]
+    assert len(batch.events) == 1
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6))
+def test_nothing_is_lost_whatever_the_bytes(parts: list[bytes]) -> None:
+    """Each record ends in at least one place, and the good one behind it always lands."""
+    batch = decode_batch(batch_of(*parts, GOOD), TABLES)
+
+    numbers = {item.place.sequence_number for item in (*batch.events, *batch.rejected)}
+    assert numbers == {str(1000 + at) for at in range(len(parts) + 1)}
+    assert batch.events[-1].event.key == {"sale_id": "536365-1"}
