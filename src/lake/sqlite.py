@@ -14,8 +14,9 @@ from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.typedef import Identifier
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from lake.catalog import typed_faults
 from lake.io import ObjectsFileIO
@@ -30,6 +31,12 @@ class _Sql(SqlCatalog):
     """SQLite over our file access, its faults typed."""
 
     files: ObjectsFileIO
+
+    def _init_catalog(self) -> None:
+        # Opening SQLite costs a fraction of a millisecond; a pooled connection would stay open in
+        # every thread that ever asked, and outlive a lake nobody closed.
+        self.engine = create_engine(self.engine.url, poolclass=NullPool)
+        super()._init_catalog()
 
     def _load_file_io(self, *_place: Any, **_named: Any) -> FileIO:
         return self.files

@@ -24,6 +24,7 @@ from freshet.objects import (
     StoredObject,
 )
 from freshet.s3 import CONFLICT_ROUNDS_MAX, S3Objects
+from freshet.testing import MemoryObjects
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,8 +50,10 @@ def bucket() -> Iterator[S3Client]:
         yield client
 
 
-@pytest.fixture(params=["directory", "s3", "s3 with a prefix"])
+@pytest.fixture(params=["memory", "directory", "s3", "s3 with a prefix"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    if request.param == "memory":
+        return MemoryObjects()
     if request.param == "directory":
         return DirectoryObjects(tmp_path / "objects")
     prefix = "pollers/" if "prefix" in request.param else ""

@@ -1,0 +1,311 @@
+"""The laws, on the whole lake: random schedules of everything that can go wrong, against the
+plain-dict model.
+
+A schedule is a history of changes with their places in the stream, the order and the batches in
+which they are delivered (some more than once), and what happens at each step of each commit:
+nothing, another writer's whole batch, or a crash whose batch is delivered again later. Races are
+exact, hence reproducible: the other writer runs inside the first one's step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from freshet.arrow import POSITION, VERSION, PlacedEvent
+from freshet.contract import Contract, Integer, PartitionField, Registry, Text
+from freshet.model import ModelChange, current_state, supersedes
+from freshet.receipt import Receipt
+from freshet.tables import Sale
+from freshet.testing import MemoryObjects, sale_row
+from lake.lake import Lake
+from lake.steps import Step
+from lake.testing import LakeSite, batch, placed
+
+SCHEDULES = 500
+WRITERS = 3
+
+
+class Stock(
+    Contract,
+    table="stock",
+    key=("warehouse", "sku"),
+    partition=(PartitionField("identity", "shelf"),),
+):
+    """A composite key of two types, and a partition column that may be null."""
+
+    warehouse: Annotated[int, Integer(32)] = Field(description="Part of the key")
+    sku: Annotated[str, Text(8, 1)] = Field(description="Part of the key")
+    shelf: Annotated[str, Text(8)] | None = Field(None, description="Partition")
+    pieces: Annotated[int, Integer(64)] | None = Field(None, description="Content")
+
+
+TABLES = Registry((Sale, Stock))
+
+
+class Event(IntEnum):
+    """What happens at a step of a commit."""
+
+    NOTHING = 0
+    RACE = 1
+    CRASH = 2
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One run: the history by stream order, deliveries as indices into it, batch sizes, step
+    events.
+    """
+
+    contract: type[Contract]
+    history: tuple[PlacedEvent, ...]
+    deliveries: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    steps: tuple[Event, ...]
+    file_rows_max: int
+
+    def batches(self) -> list[list[PlacedEvent]]:
+        events = iter([self.history[index] for index in self.deliveries])
+        cut = [list(islice(events, size)) for size in (*self.batch_sizes, len(self.deliveries))]
+        return [part for part in cut if part]
+
+
+def event_of(contract: type[Contract], at: int, drawn: tuple[int, int, int, bool]) -> PlacedEvent:
+    key, version, content, with_before = drawn
+    if contract is Sale:
+        identity: dict[str, Any] = {"sale_id": f"s-{key}"}
+        row = sale_row(
+            f"s-{key}",
+            quantity=content,
+            customer_id=None if content % 2 else "c",
+            sold_at=f"2010-12-{1 + content % 3:02d}T08:26:00Z",
+        )
+    else:
+        identity = {"warehouse": key % 2, "sku": f"k{key // 2}"}
+        row = identity | {"shelf": [None, "a", "b/c"][content % 3], "pieces": content or None}
+    after = None if content == 6 else row
+    before = row if with_before else None
+    return placed(contract, at, version=version, key=identity, after=after, before=before)
+
+
+def convergent(history: Sequence[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
+    """The history without resends of a content that ties with another one (ADR 0006)."""
+    contents: dict[tuple[int, int], set[int]] = {}
+    for key, version, content, _ in history:
+        contents.setdefault((key, version), set()).add(content)
+    seen: set[tuple[int, int, int]] = set()
+    kept = []
+    for change in history:
+        key, version, content, _ = change
+        if len(contents[key, version]) == 1 or (key, version, content) not in seen:
+            kept.append(change)
+        seen.add((key, version, content))
+    return kept
+
+
+DRAWN_CHANGE = st.tuples(
+    st.integers(0, 2), st.integers(1, 4), st.sampled_from([0, 1, 2, 3, 6, 6, 6]), st.booleans()
+)
+STEP_EVENT = st.sampled_from([Event.NOTHING] * 5 + [Event.RACE] * 6 + [Event.CRASH])
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    contracts: list[type[Contract]] = [Sale, Stock]
+    contract = draw(st.sampled_from(contracts))
+    drawn = convergent(draw(st.lists(DRAWN_CHANGE, min_size=5, max_size=12)))
+    history = tuple(event_of(contract, at, change) for at, change in enumerate(drawn))
+    order = draw(st.permutations(range(len(history))))
+    again = draw(st.lists(st.integers(0, len(history) - 1), max_size=3))
+    return Schedule(
+        contract,
+        history,
+        (*again, *order),
+        tuple(draw(st.lists(st.sampled_from([1, 1, 2, 3]), min_size=4, max_size=9))),
+        tuple(draw(st.lists(STEP_EVENT, min_size=12, max_size=30))),
+        draw(st.sampled_from([2, 3, 1000])),
+    )
+
+
+@dataclass
+class Run:
+    """A schedule being carried out by writers that share one store and catalog."""
+
+    schedule: Schedule
+    site: LakeSite
+    queue: deque[list[PlacedEvent]] = field(default_factory=deque)
+    receipts: list[Receipt] = field(default_factory=list)
+    crashed: int = 0
+
+    def __post_init__(self) -> None:
+        self.queue.extend(self.schedule.batches())
+        self.steps = deque(self.schedule.steps)
+        self.idle: list[Lake] = []
+        self.writers: list[Lake] = []
+
+    def to_the_end(self) -> None:
+        while self.queue:
+            self.deliver_next()
+        self.steps.clear()
+
+    def deliver_next(self) -> None:
+        events, writer = self.queue.popleft(), self.idle.pop() if self.idle else self.open_writer()
+        try:
+            self.receipts.append(apply(writer, self.schedule.contract, events))
+        except Crash:
+            self.crashed += 1
+            self.queue.append(events)
+        finally:
+            self.idle.append(writer)
+
+    def at_step(self, _step: Step) -> None:
+        event = self.steps.popleft() if self.steps else Event.NOTHING
+        if event is Event.CRASH:
+            raise Crash
+        if event is Event.RACE and self.queue and (self.idle or len(self.writers) < WRITERS):
+            self.deliver_next()
+
+    def open_writer(self) -> Lake:
+        rows_max = self.schedule.file_rows_max
+        self.writers.append(self.site.open(on_step=self.at_step, file_rows_max=rows_max))
+        return self.writers[-1]
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+def apply(lake: Lake, contract: type[Contract], events: list[PlacedEvent]) -> Receipt:
+    receipt = lake.apply(contract.table, batch(contract, events), {})
+    assert receipt.received == len(events)
+    return receipt
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("laws") / "catalog.db"
+
+
+@settings(
+    max_examples=SCHEDULES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(schedule=schedules())
+def test_every_schedule_reaches_the_models_table(
+    schedule: Schedule, catalog: Path, counter: Counter[str]
+) -> None:
+    counter["run"] += 1
+    site = LakeSite(MemoryObjects(), catalog, tables=TABLES, database=f"run{counter['run']}")
+    run = Run(schedule, site)
+
+    run.to_the_end()
+
+    reader = site.open(file_rows_max=schedule.file_rows_max)
+    check_table_is_the_models(reader, schedule)
+    check_tombstones_are_the_models(reader, schedule)
+    check_books_balance(reader, run)
+    check_replay_changes_nothing(reader, run)
+    reader.close()
+    run.close()
+
+
+@pytest.fixture(scope="module")
+def counter() -> Counter[str]:
+    return Counter()
+
+
+def model_of(schedule: Schedule) -> dict[Any, ModelChange]:
+    contract = schedule.contract
+    return current_state(
+        ModelChange(
+            tuple(item.event.key[name] for name in contract.key),
+            item.event.version,
+            item.position,
+            item.event.after,
+        )
+        for item in schedule.history
+    )
+
+
+def check_table_is_the_models(lake: Lake, schedule: Schedule) -> None:
+    """L1, L2, L8: the winner's row and nothing else, each key in exactly one file."""
+    contract, model = schedule.contract, model_of(schedule)
+    rows = lake.rows(contract.table).to_pylist()
+    keys = [tuple(row[name] for name in contract.key) for row in rows]
+    assert len(set(keys)) == len(keys)
+    state = {}
+    for key, row in zip(keys, rows, strict=True):
+        version, _ = row.pop(VERSION), row.pop(POSITION)
+        state[key] = (version, row)
+    assert state == {
+        key: (change.version, change.after)
+        for key, change in model.items()
+        if change.after is not None
+    }
+
+
+def check_tombstones_are_the_models(lake: Lake, schedule: Schedule) -> None:
+    """Each delete that won is remembered at its version; no tombstone says more than the model."""
+    contract, model = schedule.contract, model_of(schedule)
+    table = lake.current(contract.table).tombstones
+    found = {
+        tuple(row[name] for name in contract.key): row
+        for row in table.read_all(table.view()).to_pylist()
+    }
+    for key, change in model.items():
+        if change.after is None:
+            assert found[key][VERSION] == change.version
+    for key, row in found.items():
+        tombstone = ModelChange(key, row[VERSION], row[POSITION], None)
+        assert not supersedes(tombstone, model[key])
+
+
+def check_books_balance(lake: Lake, run: Run) -> None:
+    """L5: what the snapshots say went in and out is what is there, and what each one says is what
+    it did.
+    """
+    rows = lake.current(run.schedule.contract.table).rows
+    before, total = 0, Receipt()
+    for snapshot in rows.view().table.metadata.snapshots:
+        assert snapshot.summary is not None
+        kept = snapshot.summary.additional_properties
+        receipt = Receipt(**{name: int(kept[f"freshet.{name}"]) for name in Receipt().to_dict()})
+        after = int(kept["total-records"])
+        assert after - before == receipt.inserted - receipt.deleted - receipt.retracted
+        before, total = after, total + receipt
+    assert before == rows.read_all(rows.view()).num_rows
+    if not run.crashed:
+        returned = sum(run.receipts, Receipt())
+        assert (returned.inserted, returned.deleted, returned.retracted) == (
+            total.inserted,
+            total.deleted,
+            total.retracted,
+        )
+
+
+def check_replay_changes_nothing(lake: Lake, run: Run) -> None:
+    """L3: everything again, in one batch and in the same batches, commits nothing and writes
+    nothing.
+    """
+    contract, batches = run.schedule.contract, run.schedule.batches()
+    before = run.site.pointer(lake, contract.table)
+    receipts = [apply(lake, contract, list(run.schedule.history))]
+    receipts += [apply(run.writers[0], contract, events) for events in batches]
+    assert run.site.pointer(lake, contract.table) == before
+    for receipt in receipts:
+        assert receipt.received == receipt.duplicate + receipt.stale
