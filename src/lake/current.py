@@ -169,6 +169,8 @@ class CurrentState:
         tasks = self.tombstones.plan(view, new, new.slice(0, 0))
         rewrites = self.tombstones.rewrite(view, tasks, batch.tombstones_memo)
         self._step(Step.TOMBSTONES_WRITTEN)
+        if not any(rewrite.added for rewrite in rewrites):
+            return view.snapshot_id  # another writer buried the very same
         seen = self.tombstones.commit(
             view, rewrites, {"freshet.tombstones-of": self.rows.spec.name}
         )

@@ -178,7 +178,7 @@ class _Commit:
             for file in added:  # without a number: a reader inherits the manifest's
                 writer.add(_added(self._id, None, file))
             for entry in gone:
-                writer.delete(entry)
+                writer.delete(_bare(entry))
             for entry in stay:
                 writer.existing(entry)
         return writer.to_manifest_file()
@@ -225,6 +225,25 @@ def _added(snapshot_id: int, sequence_number: int | None, file: DataFile) -> Man
         sequence_number=sequence_number,
         file_sequence_number=sequence_number,
         data_file=file,
+    )
+
+
+def _bare(entry: ManifestEntry) -> ManifestEntry:
+    """A deleted file's entry without its statistics: nobody will plan with them again."""
+    file = entry.data_file
+    return ManifestEntry.from_args(
+        status=entry.status,
+        snapshot_id=entry.snapshot_id,
+        sequence_number=entry.sequence_number,
+        file_sequence_number=entry.file_sequence_number,
+        data_file=DataFile.from_args(
+            content=file.content,
+            file_path=file.file_path,
+            file_format=file.file_format,
+            partition=file.partition,
+            record_count=file.record_count,
+            file_size_in_bytes=file.file_size_in_bytes,
+        ),
     )
 
 

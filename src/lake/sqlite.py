@@ -12,6 +12,7 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
 from pyiceberg.io import FileIO
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import CommitTableResponse, Table
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.typedef import Identifier
 from sqlalchemy import URL, create_engine
@@ -23,6 +24,8 @@ from lake.io import ObjectsFileIO
 
 # SQLite makes a writer wait for the other; a commit holds the lock for milliseconds.
 _WAIT_S = 30
+# Two tables for each contract of a dozen.
+_PARSED_MAX = 24
 # A metadata file that is gone: the pointer was read too long ago.
 _FAULTS = (DBAPIError, FileNotFoundError)
 
@@ -31,11 +34,13 @@ class _Sql(SqlCatalog):
     """SQLite over our file access, its faults typed."""
 
     files: ObjectsFileIO
+    _parsed: dict[str, TableMetadata]
 
     def _init_catalog(self) -> None:
         # Opening SQLite costs a fraction of a millisecond; a pooled connection would stay open in
         # every thread that ever asked, and outlive a lake nobody closed.
         self.engine = create_engine(self.engine.url, poolclass=NullPool)
+        self._parsed = {}
         super()._init_catalog()
 
     def _load_file_io(self, *_place: Any, **_named: Any) -> FileIO:
@@ -48,11 +53,24 @@ class _Sql(SqlCatalog):
             raise NoSuchTableError(f"{orm_table.table_name} has no metadata location")
         return Table(
             identifier=(orm_table.table_namespace, orm_table.table_name),
-            metadata=FromInputFile.table_metadata(self.files.new_input(location)),
+            metadata=self._metadata(location),
             metadata_location=location,
             io=self.files,
             catalog=self,
         )
+
+    def _metadata(self, location: str) -> TableMetadata:
+        """Metadata files never change: what was parsed once is kept while it is likely current."""
+        metadata = self._parsed.get(location)
+        if metadata is None:
+            metadata = FromInputFile.table_metadata(self.files.new_input(location))
+            self._keep(location, metadata)
+        return metadata
+
+    def _keep(self, location: str, metadata: TableMetadata) -> None:
+        self._parsed[location] = metadata
+        for old in list(self._parsed)[:-_PARSED_MAX]:
+            self._parsed.pop(old, None)
 
     def load_table(self, identifier: str | Identifier) -> Table:
         with typed_faults("SQLite catalog", _FAULTS):
@@ -65,7 +83,9 @@ class _Sql(SqlCatalog):
         updates: tuple[TableUpdate, ...],
     ) -> CommitTableResponse:
         with typed_faults("SQLite catalog", _FAULTS):
-            return super().commit_table(table, requirements, updates)
+            done = super().commit_table(table, requirements, updates)
+        self._keep(done.metadata_location, done.metadata)
+        return done
 
 
 def open_sqlite(path: Path, files: ObjectsFileIO, *, warehouse: str, database: str) -> Catalog:

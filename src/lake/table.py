@@ -32,7 +32,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
-from freshet.arrow import DELETED, POSITION, VERSION, changes_schema, key_column
+from freshet.arrow import DELETED, POSITION, VERSION, key_column
 from freshet.errors import ConflictError
 from freshet.merge import Merged, Outcome, merge
 from lake.evolution import evolve
@@ -228,9 +228,7 @@ class KeyedTable:
         """
         # One chunk: the planner takes rows from it, which a chunked table makes slow.
         planner = _Planner(self, view, pa.concat_tables([changes, retracts]).combine_chunks())
-        retract_from = changes.num_rows
-        for row in range(changes.num_rows + retracts.num_rows):
-            planner.assign(row, retract=row >= retract_from)
+        planner.assign(retract_from=changes.num_rows)
         return planner.tasks()
 
     def current_rows(self, file: DataFile, changes: pa.Table) -> pa.Table:
@@ -327,19 +325,20 @@ class _Planner:
         self._partition_at = [_partition_of(file) for file in self._files]
         self._movers: dict[str, list[int]] = {}
 
-    def assign(self, row: int, *, retract: bool) -> None:
-        """Put one change where it belongs. A delete of a key that has no row needs no file."""
-        at = self._home_file.get(row)
-        if at is None:
-            if not self._deleted[row]:
-                self._by_partition.setdefault(self._partition[row], []).append((row, Role.CHANGE))
-            return
-        path = self._files[at].file_path
-        if self._deleted[row] or self._partition[row] == self._partition_at[at]:
-            role = Role.RETRACT if retract else Role.CHANGE
-            self._by_file.setdefault(path, []).append((row, role))
-        else:
-            self._movers.setdefault(path, []).append(row)
+    def assign(self, *, retract_from: int) -> None:
+        """Put each change where it belongs. A delete of a key that has no row needs no file."""
+        paths = [file.file_path for file in self._files]
+        for row, (deleted, partition) in enumerate(
+            zip(self._deleted, self._partition, strict=True)
+        ):
+            at = self._home_file.get(row)
+            if at is not None and (deleted or partition == self._partition_at[at]):
+                role = Role.CHANGE if row < retract_from else Role.RETRACT
+                self._by_file.setdefault(paths[at], []).append((row, role))
+            elif at is not None:
+                self._movers.setdefault(paths[at], []).append(row)
+            elif not deleted:
+                self._by_partition.setdefault(partition, []).append((row, Role.CHANGE))
 
     def tasks(self) -> list[FileTask]:
         """All tasks, the movers' decided and the inserts' files chosen."""
@@ -408,8 +407,3 @@ class _Planner:
 
 def _partition_of(file: DataFile) -> PartitionValues:
     return tuple(file.partition[position] for position in range(len(file.partition)))
-
-
-def empty_changes(spec: TableSpec) -> pa.Table:
-    """No changes, in the table's change schema."""
-    return changes_schema(spec.schema, spec.key).empty_table()

@@ -8,7 +8,6 @@ through the plain-dict model, and the two must agree.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +112,19 @@ def _logged(lake: Lake, contract: type[Contract]) -> Iterator[ModelChange]:
 
 
 def _canonical(row: dict[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True, ensure_ascii=False)
+    """A row as one text. A null is left out: older events lack columns that came later."""
+    present = {column: value for column, value in row.items() if value is not None}
+    return json.dumps(present, sort_keys=True, ensure_ascii=False)
+
+
+def _differing(one: str, other: str) -> str:
+    """The columns in which two canonical rows differ."""
+    left, right = json.loads(one), json.loads(other)
+    return ", ".join(
+        column
+        for column in sorted(left.keys() | right.keys())
+        if left.get(column) != right.get(column)
+    )
 
 
 def _check(contract: type[Contract], law: str, checked: int, findings: list[str]) -> Check:
@@ -143,25 +154,36 @@ def _receipts(contract: type[Contract], view: View) -> Check:
     snapshots = {s.snapshot_id: s for s in view.table.metadata.snapshots}
     findings = []
     for snapshot in snapshots.values():
-        summary = snapshot.summary
-        assert summary is not None
-        properties = summary.additional_properties
-        counts = Counter(
-            {name: int(properties.get(f"freshet.{name}", 0)) for name in Receipt().to_dict()}
-        )
-        try:
-            Receipt(**counts)
-        except AssertionError as error:
-            findings.append(f"snapshot {snapshot.snapshot_id}: {error}")
-        parent = snapshots.get(snapshot.parent_snapshot_id or 0)
-        before = _records(parent) if parent else (0 if not snapshot.parent_snapshot_id else None)
-        expected = counts["inserted"] - counts["deleted"] - counts["retracted"]
-        if before is not None and _records(snapshot) - before != expected:
+        receipt = _receipt(snapshot)
+        if isinstance(receipt, str):
+            findings.append(f"snapshot {snapshot.snapshot_id}: {receipt}")
+            continue
+        before = _rows_before(snapshot, snapshots)
+        grown = receipt.inserted - receipt.deleted - receipt.retracted
+        if before is not None and _records(snapshot) - before != grown:
             findings.append(
                 f"snapshot {snapshot.snapshot_id}: rows grew by {_records(snapshot) - before}, "
-                f"its receipt says {expected}"
+                f"its receipt says {grown}"
             )
     return _check(contract, "L5 receipts add up", len(snapshots), findings)
+
+
+def _receipt(snapshot: Any) -> Receipt | str:
+    """The receipt kept in a snapshot's summary, or how it fails to add up."""
+    properties = snapshot.summary.additional_properties
+    counts = {name: int(properties.get(f"freshet.{name}", 0)) for name in Receipt().to_dict()}
+    try:
+        return Receipt(**counts)
+    except AssertionError as error:
+        return str(error)
+
+
+def _rows_before(snapshot: Any, snapshots: dict[int, Any]) -> int | None:
+    """Rows of the snapshot before; None where that has expired, which also clears its name."""
+    if snapshot.sequence_number == 1:
+        return 0
+    parent = snapshots.get(snapshot.parent_snapshot_id or 0)
+    return None if parent is None else _records(parent)
 
 
 def _records(snapshot: Any) -> int:
@@ -178,14 +200,24 @@ def _equals(
         f"{key} is in the table but not in the log" for key in rows.keys() - expected.keys()
     ]
     for key, change in expected.items():
-        row = rows.get(key)
-        if change.after is None:
-            if row is not None:
-                findings.append(f"{key} was deleted at version {change.version} but has a row")
-            elif tombstones.get(key, (0,))[0] < change.version:
-                findings.append(f"{key} was deleted at version {change.version}: no tombstone")
-        elif row is None:
-            findings.append(f"{key} is missing: version {change.version} is in the log")
-        elif (row[0], row[2]) != (change.version, change.after["row"]):
-            findings.append(f"{key} shows version {row[0]}, the log says {change.version}")
+        finding = _difference(change, rows.get(key), tombstones.get(key, (0, ""))[0])
+        if finding:
+            findings.append(f"{key} {finding}")
     return _check(contract, "L1 the log replayed equals the table", len(expected), findings)
+
+
+def _difference(change: ModelChange, row: tuple[int, str, str] | None, buried: int) -> str | None:
+    """How a key's row or tombstone contradicts its winning change, None where it does not."""
+    if change.after is None:
+        if row is not None:
+            return f"was deleted at version {change.version} but has a row"
+        if buried < change.version:
+            return f"was deleted at version {change.version}: no tombstone"
+        return None
+    if row is None:
+        return f"is missing: version {change.version} is in the log"
+    version, _, content = row
+    if version != change.version:
+        return f"shows version {version}, the log says {change.version}"
+    columns = _differing(content, change.after["row"])
+    return f"differs from the log at version {version} in {columns}" if columns else None

@@ -147,6 +147,7 @@ def test_nothing_is_lost_whatever_the_bytes(parts: list[bytes]) -> None:
     """Each record ends in at least one place, and the good one behind it always lands."""
     batch = decode_batch(batch_of(*parts, GOOD), TABLES)
 
-    numbers = {item.place.sequence_number for item in (*batch.events, *batch.rejected)}
+    places = [item.place for item in batch.events] + [line.place for line in batch.rejected]
+    numbers = {place.sequence_number for place in places}
     assert numbers == {str(1000 + at) for at in range(len(parts) + 1)}
     assert batch.events[-1].event.key == {"sale_id": "536365-1"}
