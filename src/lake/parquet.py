@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import (
-    DataFileStatistics,
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
     parquet_path_to_id_mapping,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.schema import Schema
+from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
 # zstd-1 writes as fast as snappy and is 40 % smaller on these tables; higher levels only cost CPU.
@@ -51,82 +51,93 @@ def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     return column if column.type == field.type else column.cast(field.type)
 
 
-def write_rows(
-    table: pa.Table, schema: Schema, *, key: Sequence[str]
-) -> tuple[bytes, pq.FileMetaData]:
-    """A table as the bytes of one data file, and the file's footer."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(
-        sink,
-        _with_field_ids(table.schema, schema),
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        data_page_version="1.0",
-        use_dictionary=_dictionary_columns(table.schema, key),
-        write_statistics=True,
-        store_decimal_as_integer=True,
-    ) as writer:
-        writer.write_table(table.cast(writer.schema), row_group_size=ROW_GROUP_ROWS)
-    return sink.getvalue(), writer.writer.metadata
+class FileWriter:
+    """Makes data files of a table as one snapshot shows it; what they share is worked out once."""
 
-
-class StatisticsPlan:
-    """Which statistics a schema's columns get in manifests; made once, used for every file of a
-    commit.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._columns = compute_statistics_plan(schema, {})
+    def __init__(self, table: Table, rows: pa.Schema, key: Sequence[str]) -> None:
+        schema = table.schema()
+        self._schema = _with_field_ids(rows, schema)
+        self._dictionary = _dictionary_columns(rows, key)
+        self._statistics = compute_statistics_plan(schema, {})
         self._field_ids = parquet_path_to_id_mapping(schema)
+        self._folder, self._spec, self._iceberg = f"{table.location()}/data", table.spec(), schema
+        self._places: dict[tuple[Any, ...], str] = {}
 
-    def collect(self, footer: pq.FileMetaData) -> DataFileStatistics:
-        """Counts, sizes and bounds from a written file's footer."""
-        return data_file_statistics_from_parquet_metadata(footer, self._columns, self._field_ids)
+    def encode(
+        self, partition: tuple[Any, ...], rows: pa.Table, name: str
+    ) -> tuple[DataFile, bytes]:
+        """Rows of one partition as a data file called `name`: its Iceberg entry and its bytes."""
+        sink = io.BytesIO()
+        with pq.ParquetWriter(
+            sink,
+            self._schema,
+            compression="zstd",
+            compression_level=_ZSTD_LEVEL,
+            data_page_version="1.0",
+            use_dictionary=self._dictionary,
+            write_statistics=True,
+            store_decimal_as_integer=True,
+        ) as writer:
+            writer.write_table(
+                pa.Table.from_arrays(rows.columns, schema=self._schema),
+                row_group_size=ROW_GROUP_ROWS,
+            )
+        content = sink.getvalue()
+        location = f"{self._place(partition)}/{name}.parquet"
+        return self._entry(location, partition, len(content), writer.writer.metadata), content
+
+    def _place(self, partition: tuple[Any, ...]) -> str:
+        place = self._places.get(partition)
+        if place is None:
+            path = self._spec.partition_to_path(Record(*partition), self._iceberg)
+            place = f"{self._folder}/{path}" if path else self._folder
+            self._places[partition] = place
+        return place
+
+    def _entry(
+        self, location: str, partition: tuple[Any, ...], size: int, footer: pq.FileMetaData
+    ) -> DataFile:
+        statistics = data_file_statistics_from_parquet_metadata(
+            footer, self._statistics, self._field_ids
+        )
+        return DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=location,
+            file_format=FileFormat.PARQUET,
+            partition=Record(*partition),
+            file_size_in_bytes=size,
+            sort_order_id=None,
+            spec_id=self._spec.spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
 
 
-def data_file(
-    location: str,
-    size: int,
-    statistics: DataFileStatistics,
-    *,
-    spec_id: int,
-    partition: Sequence[Any],
-) -> DataFile:
-    """The Iceberg entry of a written file: its partition, counts and column bounds."""
-    return DataFile.from_args(
-        content=DataFileContent.DATA,
-        file_path=location,
-        file_format=FileFormat.PARQUET,
-        partition=Record(*partition),
-        file_size_in_bytes=size,
-        sort_order_id=None,
-        spec_id=spec_id,
-        equality_ids=None,
-        key_metadata=None,
-        **statistics.to_serialized_dict(),
-    )
-
-
-def _with_field_ids(arrow: pa.Schema, schema: Schema) -> pa.Schema:
+def _with_field_ids(rows: pa.Schema, schema: Schema) -> pa.Schema:
+    """The row schema with the table's field ids; what the writer is given must match it exactly."""
     return pa.schema(
         [
             field.with_metadata(
                 {b"PARQUET:field_id": str(schema.find_field(field.name).field_id).encode()}
             )
-            for field in arrow
+            for field in rows
         ]
     )
 
 
-def _dictionary_columns(schema: pa.Schema, key: Sequence[str]) -> list[str]:
-    """Columns that repeat. Keys, 64-bit numbers, timestamps and positions rarely do: a dictionary
-    there costs 30 % of the write and 20 % of the size.
+def _dictionary_columns(rows: pa.Schema, key: Sequence[str]) -> list[str]:
+    """Texts that repeat, days and flags. Elsewhere a dictionary makes files larger and costs up to
+    a third of the write: keys and positions are unique, and numbers compress as they are.
     """
     return [
         field.name
-        for field in schema
+        for field in rows
         if field.name not in key
         and not field.name.startswith("_")
-        and not pa.types.is_int64(field.type)
-        and not pa.types.is_timestamp(field.type)
+        and (
+            pa.types.is_string(field.type)
+            or pa.types.is_date(field.type)
+            or pa.types.is_boolean(field.type)
+        )
     ]

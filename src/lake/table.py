@@ -30,7 +30,6 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
-from pyiceberg.typedef import Record
 
 from freshet.arrow import DELETED, POSITION, VERSION, key_column
 from freshet.errors import ConflictError
@@ -38,7 +37,7 @@ from freshet.merge import Merged, Outcome, merge
 from lake.evolution import evolve
 from lake.io import ObjectsFileIO
 from lake.keys import KeyIndex, Located, locate
-from lake.parquet import StatisticsPlan, data_file, read_rows, write_rows
+from lake.parquet import FileWriter, read_rows
 from lake.snapshot import ManifestReader, commit_swap, live_files
 from lake.spec import PartitionValues, TableSpec, partition_values
 
@@ -74,11 +73,12 @@ class View:
 
     table: Table
     files: list[DataFile]
+    spec: TableSpec
 
     @cached_property
-    def statistics(self) -> StatisticsPlan:
-        """What is collected of each file written on this view."""
-        return StatisticsPlan(self.table.schema())
+    def writer(self) -> FileWriter:
+        """Makes the files that this view's commit adds."""
+        return FileWriter(self.table, self.spec.schema, self.spec.key)
 
     @property
     def snapshot_id(self) -> int | None:
@@ -154,7 +154,7 @@ class KeyedTable:
     def view(self) -> View:
         """The table as the catalog shows it now; first created, or evolved to its contract."""
         table = self._load()
-        return View(table, live_files(table, self._reader))
+        return View(table, live_files(table, self._reader), self.spec)
 
     def _load(self) -> Table:
         with self._lock:
@@ -273,21 +273,10 @@ class KeyedTable:
     def _encode(
         self, view: View, partition: PartitionValues, rows: pa.Table
     ) -> tuple[DataFile, bytes]:
-        """A new data file's entry and bytes."""
-        content, footer = write_rows(rows, view.table.schema(), key=self.spec.key)
-        place = view.table.spec().partition_to_path(Record(*partition), view.table.schema())
-        folder = f"data/{place}" if place else "data"
-        location = f"{view.table.location()}/{folder}/{uuid.uuid4()}.parquet"
-        self._index.put(
-            location, pa.concat_tables([rows.select(list(self._keep)).combine_chunks()])
-        )
-        file = data_file(
-            location,
-            len(content),
-            view.statistics.collect(footer),
-            spec_id=view.table.metadata.default_spec_id,
-            partition=partition,
-        )
+        """A new data file's entry and bytes; its keys are indexed while they are at hand."""
+        file, content = view.writer.encode(partition, rows, str(uuid.uuid4()))
+        keys = rows.select(list(self._keep)).combine_chunks()
+        self._index.put(file.file_path, pa.concat_tables([keys]))
         return file, content
 
     def commit(self, view: View, rewrites: Sequence[Rewrite], summary: Mapping[str, str]) -> int:

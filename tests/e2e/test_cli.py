@@ -192,11 +192,7 @@ def test_verify_names_what_is_broken_and_exits_with_1(freshet: Run, tmp_path: Pa
     """A file of the log is lost."""
     home = tmp_path / "home"
     freshet(home, "send", "-", "--table", "sales", stdin=ndjson(SENT[:1]))
-    [log] = [
-        path
-        for path in (home / "aws").rglob("*")
-        if path.is_file() and "change_log" in str(path) and "table_name=sales" in str(path)
-    ][:1]
+    [log] = (home / "aws").rglob("change_log/table_name=sales/*/*.parquet")
     log.unlink()
 
     done = freshet(home, "verify", "sales")

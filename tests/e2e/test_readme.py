@@ -1,0 +1,58 @@
+"""The README cannot lie: its shell blocks run, in order, in one fresh home."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+# The command that runs this very test: CI calls it.
+TEST_COMMAND = "make test\n"
+BLOCK_S_MAX = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_blocks_of_the_readme_run_in_order(tmp_path: Path) -> None:
+    """The later ones ask what the demo left behind."""
+    environment = {**os.environ, "FRESHET_HOME": str(tmp_path / "home")}
+
+    for block in BLOCKS:
+        if block != TEST_COMMAND:
+            run(block.replace("8080", str(free_port())), environment)
+
+
+def run(block: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{block}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=BLOCK_S_MAX,
+        check=False,
+    )
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert TEST_COMMAND in BLOCKS
+    assert TEST_COMMAND.strip() in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_make_target_the_readme_names_exists() -> None:
+    named = set(re.findall(r"make ([a-z]+)", README))
+
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+    assert named <= targets
