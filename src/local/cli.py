@@ -9,6 +9,7 @@ Every command is safe to repeat.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -84,10 +85,11 @@ def demo(
 
 
 def _say_next(home: str) -> None:
+    freshet = "freshet" if shutil.which("freshet") else os.path.relpath(sys.argv[0])
     say("Next, look around in what the demo left behind:")
-    say(f'  freshet query "FROM sales WHERE returned_quantity > 0 LIMIT 5"{home}')
-    say(f"  freshet why sales 536365-1{home}")
-    say(f"  freshet verify{home}")
+    say(f'  {freshet} query "FROM sales WHERE returned_quantity > 0 LIMIT 5"{home}')
+    say(f"  {freshet} why sales 536374-1{home}")
+    say(f"  {freshet} verify{home}")
 
 
 @app.command(

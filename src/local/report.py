@@ -114,4 +114,4 @@ def _pace(landed: Landed, latency: dict[str, float]) -> None:
         f"p99 {latency['p99']:.1f} s (posted as fast as the producer takes them)"
     )
     busy = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(landed.busy_s.items()))
-    print_line(f"  where the time went (seconds in each function): {busy}")
+    print_line(f"  where the time went (seconds inside each function, waits included): {busy}")
