@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from api_poller.changes import Listing, Skipped
@@ -127,7 +127,7 @@ class PlatziCatalogue:
             return json.loads(
                 answer.body.decode("utf-8"), parse_float=Decimal, parse_constant=_no_constant
             )
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, InvalidOperation) as error:
             raise self._unusable(
                 answer.url,
                 f"answers what is not JSON ({error})",

@@ -184,8 +184,15 @@ def _added(report: PollReport, listing: Listing, plan: ChangePlan) -> PollReport
         published=report.published + len(plan.changes),
         complete=report.complete and listing.complete,
         watermark=listing.watermark,
-        problems=(*report.problems, *_problems(listing))[:PROBLEMS_MAX],
+        problems=(*report.problems, *_held_back(plan), *_problems(listing))[:PROBLEMS_MAX],
     )
+
+
+def _held_back(plan: ChangePlan) -> Sequence[str]:
+    if not plan.guarded:
+        return ()
+    held = f"{plan.guarded} deletes held back: too large a share of the rows vanished at once"
+    return (f"{held}; if that is right, poll once with DELETE_SHARE_MAX=1",)
 
 
 def _problems(listing: Listing) -> Sequence[str]:

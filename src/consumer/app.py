@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 import boto3
+from aws_lambda_powertools.metrics import MetricUnit
 
 from consumer.decode import DecodedBatch, decode_batch
 from consumer.settings import Settings
@@ -110,7 +111,7 @@ def report(batch: DecodedBatch, receipt: Receipt, committed_at: datetime) -> Non
     )
     logger.info(LogEvent.BATCH_COMMITTED, extra={"batch": batch.name, **receipt.to_dict(), **lag})
     if lag:
-        count({Metric.LAG_MS: lag["lag_ms_p95"]}, function="consumer")
+        count({Metric.LAG_MS: lag["lag_ms_p95"]}, unit=MetricUnit.Milliseconds, function="consumer")
     count({Metric.QUARANTINED: receipt.rejected}, function="consumer")
 
 

@@ -20,6 +20,10 @@ from freshet.errors import RejectedError
 from freshet.wire import Decoded, Rejected, decode_record
 from lake.log import LoggedEvent, Place, QuarantinedLine
 
+# Bad lines a batch may hold one by one; beyond it a record is rejected whole, so that a batch of
+# bombs, each within a record's own limits, costs no more memory than a batch of events.
+REJECTED_MAX = 20_000
+
 
 @dataclass(frozen=True, slots=True)
 class DecodedBatch:
@@ -46,7 +50,7 @@ def decode_batch(event: Mapping[str, Any], tables: Registry) -> DecodedBatch:
     rejected: list[QuarantinedLine] = []
     records = event["Records"]
     for record in records:
-        for part in _parts(record["kinesis"]["data"], tables):
+        for part in _parts(record, tables, room=REJECTED_MAX - len(rejected)):
             place = _place(record, part.index)
             if isinstance(part, Decoded):
                 events.append(LoggedEvent(part.event, place))
@@ -56,18 +60,30 @@ def decode_batch(event: Mapping[str, Any], tables: Registry) -> DecodedBatch:
     return DecodedBatch(f"{_shard(records[0])}-{first}-{last}", first, events, rejected)
 
 
-def _parts(data: str, tables: Registry) -> list[Decoded | Rejected]:
+def _parts(record: Mapping[str, Any], tables: Registry, *, room: int) -> list[Decoded | Rejected]:
+    """A record's events and rejected lines; rejected whole where its bad lines pass `room`."""
+    data = record["kinesis"]["data"]
     try:
-        return list(decode_record(base64.b64decode(data, validate=True), tables))
+        raw = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         return [Rejected(0, data.encode(), RejectedError("unknown_format", "data is not base64"))]
+    parts = list(decode_record(raw, tables, arrived_at=_arrived_at(record)))
+    bad = sum(isinstance(part, Rejected) for part in parts)
+    if bad > max(room, 1):
+        error = RejectedError("too_large", f"its batch holds more than {REJECTED_MAX} bad lines")
+        return [Rejected(0, raw, error)]
+    return parts
 
 
 def _place(record: Mapping[str, Any], index: int) -> Place:
     kinesis = record["kinesis"]
     number = kinesis["sequenceNumber"]
-    arrived = datetime.fromtimestamp(float(kinesis["approximateArrivalTimestamp"]), UTC)
-    return Place(_shard(record), number, index, position_of(number, index), arrived)
+    position = position_of(number, index)
+    return Place(_shard(record), number, index, position, _arrived_at(record))
+
+
+def _arrived_at(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromtimestamp(float(record["kinesis"]["approximateArrivalTimestamp"]), UTC)
 
 
 def _shard(record: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -87,13 +87,14 @@ class Money:
 
     def _parse(self, value: object) -> Decimal:
         number = _decimal_of(value)
-        exact = number.quantize(Decimal(1).scaleb(-self.scale)) if _is_small(number) else None
-        if exact is None or len(exact.as_tuple().digits) > self.precision:
+        digits = self.precision - self.scale
+        if number and number.adjusted() >= digits:
             raise PydanticCustomError(
                 "out_of_range",
                 "needs more than {digits} digits before the point",
-                {"digits": self.precision - self.scale},
+                {"digits": digits},
             )
+        exact = number.quantize(Decimal(1).scaleb(-self.scale), context=_AMPLE)
         if exact != number:
             raise PydanticCustomError(
                 "out_of_range", "has more than {scale} decimals", {"scale": self.scale}
@@ -101,9 +102,8 @@ class Money:
         return exact
 
 
-def _is_small(number: Decimal) -> bool:
-    """True where `quantize` is cheap and cannot signal: 28 digits is Python's default precision."""
-    return number.adjusted() < 20 and number.adjusted() > -30
+# Iceberg decimals have at most 38 digits; Python's own default of 28 would refuse some of them.
+_AMPLE = Context(prec=80)
 
 
 def _decimal_of(value: object) -> Decimal:
@@ -133,7 +133,7 @@ class Timestamp:
 def parse_timestamp(value: object) -> datetime:
     """The instant in UTC that `value` names (RFC 3339 with zone, or an aware datetime).
 
-    Raises `PydanticCustomError`: wrong_type, missing_zone or out_of_range.
+    Raises `PydanticCustomError`: wrong_type, invalid_value or out_of_range.
     """
     if isinstance(value, str):
         if not _TIMESTAMP.fullmatch(value):

@@ -32,7 +32,7 @@ class TransientError(FreshetError):
 class RejectedError(TerminalError):
     """A record or event that cannot be taken.
 
-    `reason` is a stable code (`REASONS` in `freshet.rejection`), `field` the path of the culprit or
+    `reason` is a stable code (listed in docs/architecture.md), `field` the path of the culprit or
     None, `detail` one sentence for a person.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 
 from pydantic_core import PydanticCustomError
 
+from freshet.clock import micros
 from freshet.contract import Contract, Registry, Row, parse_timestamp
 from freshet.errors import RejectedError, UnknownTableError
 
@@ -24,6 +25,13 @@ VERSION_MAX = (1 << 63) - 1  # Iceberg long, Kinesis consumers in any language
 TEXT_MAX = 256  # event_id and source: room for any id, none for a payload
 BEFORE_DEPTH_MAX = 16  # rows are flat; a JSON column in them may nest, not without end
 DIGITS_MAX = 400  # beyond a double's 309: written out, 1E+999999999 would fill the memory
+
+
+# A clock that far ahead is wrong, and its version would win over every change until then.
+FUTURE_MAX = timedelta(hours=24)
+# Versions are opaque, but one in this range can only be microseconds: from September 2001 to the
+# last instant a datetime holds. Log positions lie below, nanoseconds above.
+_MICROS_MIN, _MICROS_MAX = 10**15, micros(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
 
 
 class Op(StrEnum):
@@ -284,3 +292,16 @@ def _instant(members: Mapping[str, Any], field: str) -> datetime | None:
         return parse_timestamp(value)
     except PydanticCustomError as error:
         raise RejectedError(error.type, error.message(), field=field) from None
+
+
+def check_future(version: int, now: datetime) -> None:
+    """Refuse a version that can only be microseconds and lies more than a day after `now`.
+
+    Raises `RejectedError` (future_version).
+    """
+    if _MICROS_MIN < version < _MICROS_MAX and version > micros(now + FUTURE_MAX):
+        raise RejectedError(
+            "future_version",
+            "is more than 24 hours ahead and would block the row until then: check the clock",
+            field="version",
+        )

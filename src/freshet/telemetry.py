@@ -35,13 +35,8 @@ class LogEvent(StrEnum):
     CHANGES_REFUSED = "changes_refused"
     REQUEST_FAILED = "request_failed"
     POLL_COMPLETED = "poll_completed"
-    POLL_REFUSED = "poll_refused"
-    WATERMARK_ADVANCED = "watermark_advanced"
-    BATCH_RECEIVED = "batch_received"
     BATCH_COMMITTED = "batch_committed"
     BATCH_FAILED = "batch_failed"
-    RECORDS_QUARANTINED = "records_quarantined"
-    COMMIT_CONFLICTED = "commit_conflicted"
 
 
 class Metric(StrEnum):
@@ -58,8 +53,6 @@ class Metric(StrEnum):
     DUPLICATE = "ChangesDuplicate"
     STALE = "ChangesStale"
     QUARANTINED = "RecordsQuarantined"
-    CONFLICTS = "CommitConflicts"
-    COMMIT_MS = "CommitMilliseconds"
     LAG_MS = "IngestLagMilliseconds"
     ROWS_READ = "SourceRowsRead"
     REFUSED_POLLS = "PollsRefused"

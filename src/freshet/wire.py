@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -20,7 +21,7 @@ import zstandard
 
 from freshet.contract import Registry
 from freshet.errors import RejectedError
-from freshet.event import ChangeEvent, parse_event
+from freshet.event import ChangeEvent, check_future, parse_event
 
 MAGIC = b"FRSH"
 VERSION = 1
@@ -31,8 +32,8 @@ PLAIN, ZSTD = 0, 1
 UNPACKED_BYTES_MAX = 16 * 1024 * 1024
 # A line longer than a default Kinesis record (1 MiB) was never put as one event.
 LINE_BYTES_MAX = 1024 * 1024
-# A hundred times what `freshet.stream.pack` puts into a record: more is a bomb of tiny lines.
-LINES_MAX = 50_000
+# Ten times what `freshet.stream.pack` puts into a record: more is a bomb of tiny lines.
+LINES_MAX = 5_000
 # Level 3 is zstd's own default: beyond it CPU grows faster than bytes shrink on JSON.
 _LEVEL = 3
 # Writers make one frame; a million tiny ones would cost a copy of the rest each.
@@ -79,8 +80,13 @@ def encode_record(lines: Iterable[bytes], *, compress: bool = True) -> bytes:
     return MAGIC + bytes((VERSION, PLAIN)) + body
 
 
-def decode_record(data: bytes, tables: Registry) -> Iterator[Decoded | Rejected]:
-    """Every event in a record's data, and every part of it that is none, each exactly once."""
+def decode_record(
+    data: bytes, tables: Registry, *, arrived_at: datetime | None = None
+) -> Iterator[Decoded | Rejected]:
+    """Every event in a record's data, and every part of it that is none, each exactly once.
+
+    With `arrived_at` an event whose version lies a day beyond it is rejected (future_version).
+    """
     try:
         body = _body(data)
         _check_lines(body)
@@ -89,7 +95,7 @@ def decode_record(data: bytes, tables: Registry) -> Iterator[Decoded | Rejected]
         return
     for index, line in enumerate(body.split(b"\n")):
         if line.strip():
-            yield _decode_line(index, line, tables)
+            yield _decode_line(index, line, tables, arrived_at)
 
 
 def _check_lines(body: bytes) -> None:
@@ -150,13 +156,20 @@ def unpack_zstd(payload: bytes, bytes_max: int) -> bytes:
     return bytes(body)
 
 
-def _decode_line(index: int, line: bytes, tables: Registry) -> Decoded | Rejected:
+def _decode_line(
+    index: int, line: bytes, tables: Registry, arrived_at: datetime | None
+) -> Decoded | Rejected:
     body: Any = None
     try:
         body = parse_json(line)
-        return Decoded(index, parse_event(body, tables))
+        event = parse_event(body, tables)
+        if arrived_at is not None:
+            check_future(event.version, arrived_at)
+        return Decoded(index, event)
     except RejectedError as error:
         table = body.get("table") if isinstance(body, dict) else None
+        # Without its trace: thousands of rejected lines must not keep their frames alive.
+        error.with_traceback(None)
         return Rejected(index, line, error, table if table in tables.names else None)
 
 

@@ -15,31 +15,34 @@ from lake.spec import TableSpec
 def evolve(table: Table, spec: TableSpec) -> Table:
     """The table with its schema brought to its spec; unchanged where they agree.
 
-    Adds optional columns and widens types. Raises `SchemaChangeError` for a removed or renamed
-    column, a type that does not widen, a required addition, or another partition spec.
+    Adds optional columns, widens types and makes columns optional. Raises `SchemaChangeError` for a
+    removed or renamed column, a type that does not widen, a required addition, or another partition
+    spec.
     """
     current, wanted = table.schema(), spec.iceberg_schema()
-    additions, widenings = _differences(spec.name, current, wanted)
+    additions, widenings, relaxed = _differences(spec.name, current, wanted)
     _check_partition(table, spec)
-    if additions or widenings:
+    if additions or widenings or relaxed:
         with table.update_schema() as update:
             for field in additions:
                 update.add_column(field.name, field.field_type, doc=field.doc)
             for field in widenings:
                 update.update_column(field.name, field_type=field.field_type)
+            for field in relaxed:
+                update.make_column_optional(field.name)
     return table
 
 
 def _differences(
     name: str, current: Schema, wanted: Schema
-) -> tuple[list[NestedField], list[NestedField]]:
+) -> tuple[list[NestedField], list[NestedField], list[NestedField]]:
     have = {field.name: field for field in current.fields}
     want = {field.name: field for field in wanted.fields}
     for column in have.keys() - want.keys():
         raise SchemaChangeError(
             name, column, "is in the lake but no longer in the contract; keep it, optional"
         )
-    additions, widenings = [], []
+    additions, widenings, relaxed = [], [], []
     for column, field in want.items():
         if column not in have:
             if field.required:
@@ -52,11 +55,13 @@ def _differences(
                 detail = f"cannot change from {have[column].field_type} to {field.field_type}"
                 raise SchemaChangeError(name, column, detail)
             widenings.append(field)
-        elif field.required and not have[column].required:
+        if column in have and field.required and not have[column].required:
             raise SchemaChangeError(
                 name, column, "is optional in the lake and cannot become required"
             )
-    return additions, widenings
+        if column in have and have[column].required and not field.required:
+            relaxed.append(field)
+    return additions, widenings, relaxed
 
 
 def _widens(old: IcebergType, new: IcebergType) -> bool:

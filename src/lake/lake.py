@@ -15,6 +15,7 @@ from freshet.objects import Objects
 from freshet.receipt import Receipt
 from lake.current import CurrentState
 from lake.io import ObjectsFileIO
+from lake.keys import KeyIndex
 from lake.log import LoggedEvent, QuarantinedLine, StreamLogs
 from lake.spec import rows_spec, tombstones_spec
 from lake.steps import OnStep, Step, no_step
@@ -52,6 +53,8 @@ class Lake:
         self._catalog = open_catalog(self._files)
         self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="lake")
         self._file_rows_max = file_rows_max
+        # One for all tables: locations are unique, and the memory of a warm consumer is bounded.
+        self._index = KeyIndex()
         self._open: dict[str, CurrentState] = {}
         self._logs = StreamLogs(objects, tables)
 
@@ -102,6 +105,7 @@ class Lake:
             "database": self._database,
             "files": self._files,
             "pool": self._pool,
+            "index": self._index,
         }
         dead = tombstones_spec(contract)
         return CurrentState(

@@ -1,8 +1,9 @@
 """The append-only logs: every decoded event (change log) and every rejected record (quarantine).
 
 Plain Parquet under Hive-style folders, so that partition projection finds it without a catalog. An
-object's name derives from shard, sequence range and count: a redelivered batch finds its own object
-and writes nothing.
+object's name derives from shard, sequence range and count: a batch redelivered as it was finds its
+own object and writes nothing. One that was cut anew on the way is written under its own name too:
+readers keep one row of each shard and position, as the views of `freshet query` do.
 """
 
 from __future__ import annotations

@@ -109,13 +109,15 @@ def commit_swap(
     snapshot = commit.snapshot(manifests, _summary(table, added, commit.gone, summary))
     parent = table.metadata.current_snapshot_id
     try:
-        catalog.commit_table(
+        done = catalog.commit_table(
             table,
             (AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=parent),),
             commit.updates(snapshot),
         )
     except CommitFailedException as error:
         raise CommitConflictError(str(error)) from error
+    # pyiceberg does this only for its own commits: metadata files beyond the cap are deleted.
+    catalog._delete_old_metadata(table.io, table.metadata, done.metadata)  # noqa: SLF001
     for path, entries in commit.live.items():
         reader.keep(path, entries)
     return snapshot_id

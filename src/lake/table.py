@@ -132,6 +132,7 @@ class KeyedTable:
         database: str,
         files: ObjectsFileIO,
         pool: Executor,
+        index: KeyIndex,
         file_rows_max: int = FILE_ROWS_MAX,
         keep_columns: Sequence[str] | None = None,
     ) -> None:
@@ -144,7 +145,7 @@ class KeyedTable:
         )
         self._file_rows_max = file_rows_max
         self._keep = tuple(keep_columns or spec.key)
-        self._reader, self._index = ManifestReader(), KeyIndex()
+        self._reader, self._index = ManifestReader(), index
         self._lock = threading.Lock()
         self._schema_id: int | None = None
         # Store calls wait side by side; decoding and merging take a core each, and more threads

@@ -1,7 +1,8 @@
 """The `freshet` command: the pipeline on a laptop, from a terminal.
 
 Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
-Every command is safe to repeat.
+Every command is safe to repeat; what `send` repeats is the same change only if it carries its own
+version.
 """
 
 # ruff: noqa: PLC0415 - each command imports what it needs: `freshet --help` answers at once
@@ -85,7 +86,8 @@ def demo(
 
 
 def _say_next(home: str) -> None:
-    freshet = "freshet" if shutil.which("freshet") else os.path.relpath(sys.argv[0])
+    is_here = Path(sys.argv[0]).is_file() and not shutil.which("freshet")
+    freshet = os.path.relpath(sys.argv[0]) if is_here else "freshet"
     say("Next, look around in what the demo left behind:")
     say(f'  {freshet} query "FROM sales WHERE returned_quantity > 0 LIMIT 5"{home}')
     say(f"  {freshet} why sales 536374-1{home}")
@@ -392,6 +394,8 @@ def verify(
     from lake.verify import verify_table
 
     contracts = [_contract(name) for name in table] if table else list(TABLES)
+    # What is in flight is in the log and not yet in a table: no verdict on a moving lake.
+    Home(home).refuse_owner()
     with open_lake(Home(home)) as (lake, _):
         checks = [
             check for contract in contracts for check in verify_table(lake, contract, progress=say)

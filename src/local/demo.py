@@ -136,7 +136,8 @@ def _claim(home: Home) -> None:
     marker = home.folder / MARKER
     if any(home.folder.iterdir()) and not marker.exists():
         raise LocalRuntimeError(
-            f"{home.folder} holds data that is not the demo's; run the demo with another --home"
+            f"{home.folder} holds data that is not the demo's; run it elsewhere: "
+            "FRESHET_HOME=demo-home make demo, or freshet demo --home demo-home"
         )
     home.clear()
     marker.write_text("made by `freshet demo`; the next demo empties this folder\n")

@@ -61,7 +61,9 @@ def plain(value: Any) -> Any:
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, list | dict):
         return json.loads(json.dumps(value, default=plain))
-    return json_value(value) if isinstance(value, datetime | date | Decimal) else value
+    if isinstance(value, datetime | date | Decimal):
+        return json_value(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from freshet.tables import TABLES
-from local.delivery import MappingSettings
-from local.embedded import EmbeddedAws, LocalRuntimeError
+from local.delivery import ENDLESS, MappingSettings
+from local.embedded import HOST, EmbeddedAws, LocalRuntimeError
 from local.gateway import Gateway
 from local.invocation import Handler, LocalFunction
 from local.mapping import (
@@ -49,7 +49,7 @@ MAPPING = MappingSettings(
     batch_size=1000,
     window_s=0.5,
     bisect_on_error=True,
-    retry_attempts_max=10,
+    retry_attempts_max=ENDLESS,  # a fault that passes must not cost a record its place
     record_age_s_max=86_400,
     report_batch_item_failures=True,
 )
@@ -159,7 +159,8 @@ class Home:
             if time.monotonic() > give_up_at:
                 raise LocalRuntimeError(f"{self.folder} is in use by another `freshet`; stop it")
             time.sleep(LEAVE_POLL_S)
-        for path in self.folder.iterdir():
+        # Folders first: a mark beside them still says whose they are if this is cut short.
+        for path in sorted(self.folder.iterdir(), key=Path.is_file):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _is_held(self) -> bool:
@@ -191,9 +192,21 @@ def function_environment(
     }
 
 
+def _forget_real_aws() -> None:
+    """Take the user's own AWS profile, keys, endpoints and proxies out of this process: nothing run
+    here may reach a real account, or fail because of one.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST, "localhost")))
+
+
 @contextmanager
 def embedded(home: Home, sources: Mapping[str, str] | None = None) -> Iterator[EmbeddedAws]:
     """Embedded AWS of a home with its stream and buckets; sets the functions' environment."""
+    _forget_real_aws()
     with EmbeddedAws(home.aws) as aws:
         aws.ensure_stream(STREAM, SHARDS)
         for bucket in (LAKE_BUCKET, STATE_BUCKET, FAILURES_BUCKET):
@@ -432,6 +445,7 @@ def poll_beside(
 
 
 def _point_functions_at(owner: Addresses, home: Home, sources: Mapping[str, str]) -> None:
+    _forget_real_aws()
     aws = EmbeddedAws(home.aws).environment() | {"AWS_ENDPOINT_URL": owner.aws}
     os.environ.update(function_environment(aws, home, sources))
 

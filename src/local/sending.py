@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,15 +71,22 @@ class _Event:
 
     def stamped(self, outcome: dict[str, Any]) -> _Event:
         """With the id and version it was given: sent again it is the same change."""
-        given = {name: outcome[name] for name in ("event_id", "version")}
-        return _Event(self.index, json.dumps({**json.loads(self.line), **given}).encode())
+        given = json.dumps({name: outcome[name] for name in ("event_id", "version")}).encode()
+        # Added to the text, where the last member of a name counts: no number is read and rounded.
+        return _Event(self.index, self.line.rstrip()[:-1] + b"," + given[1:])
 
 
 class Sender:
     """Posts events to one gateway. Safe for threads."""
 
-    def __init__(self, url: str, *, wait: Callable[[float], object] = time.sleep) -> None:
-        self._url, self._wait = url, wait
+    def __init__(
+        self,
+        url: str,
+        *,
+        wait: Callable[[float], object] = time.sleep,
+        new_key: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._url, self._wait, self._new_key = url, wait, new_key
         self._http = urllib3.PoolManager(
             maxsize=8, retries=False, timeout=urllib3.Timeout(connect=5, read=60)
         )
@@ -89,17 +97,19 @@ class Sender:
         Raises `GatewayUnreachableError` and `StillThrottledError`.
         """
         sent = Sent()
-        left = [_Event(index, line) for index, line in enumerate(lines, first_index)]
+        left = first = [_Event(index, line) for index, line in enumerate(lines, first_index)]
+        # A request answered without outcomes goes out again as it was: the key makes it the same.
+        key = self._new_key()
         for round_number in range(ROUNDS_MAX):
-            left = self._round(sent, table, left)
+            left = self._round(sent, table, left, key if left is first else None)
             if not left:
                 return sent
             self._wait(PAUSE_S_FIRST * 2**round_number)
         raise StillThrottledError(self._url, len(left))
 
-    def _round(self, sent: Sent, table: str, events: list[_Event]) -> list[_Event]:
+    def _round(self, sent: Sent, table: str, events: list[_Event], key: str | None) -> list[_Event]:
         """Post once, count the outcomes, and return the events to send again."""
-        status, body = self._post(table, events)
+        status, body = self._post(table, events, key)
         if "outcomes" in body:
             return _settle(sent, events, body["outcomes"])
         if status in _THROTTLED:
@@ -108,11 +118,14 @@ class Sender:
         sent.refused.extend({**body, "index": event.index} for event in events)
         return []
 
-    def _post(self, table: str, events: Sequence[_Event]) -> tuple[int, dict[str, Any]]:
+    def _post(
+        self, table: str, events: Sequence[_Event], key: str | None
+    ) -> tuple[int, dict[str, Any]]:
         url = f"{self._url}/v1/tables/{table}/changes"
         lines = b"\n".join(event.line for event in events)
+        headers = _NDJSON if key is None else {**_NDJSON, "idempotency-key": key}
         try:
-            answer = self._http.request("POST", url, body=lines, headers=_NDJSON)
+            answer = self._http.request("POST", url, body=lines, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             raise GatewayUnreachableError(self._url, type(error).__name__) from error
         return answer.status, _body(answer.status, answer.data)

@@ -53,6 +53,10 @@ def connect(lake: Lake, endpoint: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+# A batch cut differently when it was redelivered is logged under another name: a line counts once.
+_ONCE = "QUALIFY row_number() OVER (PARTITION BY shard_id, position) = 1"
+
+
 def ask(
     connection: duckdb.DuckDBPyConnection, query: str
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -91,18 +95,23 @@ def _log_view(connection: duckdb.DuckDBPyConnection, log: str, schema: Any) -> N
     pattern = f"'s3://{LAKE_BUCKET}/{LAKE_PREFIX}/{log}/**/*.parquet'"
     found = connection.execute(f"SELECT count(*) FROM glob({pattern})").fetchone()
     source = f"{pattern}, hive_partitioning = true" if found and found[0] else None
-    _view(connection, log, schema, source)
+    _view(connection, log, schema, source, keep=_ONCE)
 
 
 def _view(
-    connection: duckdb.DuckDBPyConnection, name: str, schema: Any, source: str | None
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    schema: Any,
+    source: str | None,
+    *,
+    keep: str = "",
 ) -> None:
     """A view of exactly the schema's columns, also where there is no file or none has a column."""
     connection.register("empty", schema.empty_table())
     connection.execute(f'CREATE TABLE {_SHAPES}."{name}" AS FROM empty')
     connection.unregister("empty")
     files = f"UNION ALL BY NAME FROM read_parquet({source})" if source else ""
-    connection.execute(f'CREATE VIEW "{name}" AS FROM {_SHAPES}."{name}" {files}')
+    connection.execute(f'CREATE VIEW "{name}" AS FROM {_SHAPES}."{name}" {files} {keep}')
 
 
 def _quoted(text: str) -> str:

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from freshet.clock import micros
 from freshet.contract import Contract, Registry, Row
 from freshet.errors import RejectedError
-from freshet.event import ChangeEvent, Op, key_text, parse_event, parse_key_text
+from freshet.event import ChangeEvent, Op, check_future, key_text, parse_event, parse_key_text
 from freshet.stream import PublishReport
 from producer.requests import Item
 
 SOURCE = "http"
-# A clock that far ahead is wrong, and its version would win over every change until then.
-FUTURE_MAX = timedelta(hours=24)
-# Versions are opaque, but one in this range can only be microseconds: from September 2001 to the
-# last instant a datetime holds. Log positions lie below, nanoseconds above.
-_MICROS_MIN, _MICROS_MAX = 10**15, micros(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
-
 Decision = ChangeEvent | RejectedError
 
 
@@ -66,7 +59,7 @@ def _decide(item: Item, index: int, table: str, tables: Registry, stamp: Stamp) 
         # Whatever the caller says of it, the time of acceptance is ours.
         body = {**item, "accepted_at": stamp.accepted_at}
         event = parse_event(body, tables, defaults=_defaults(item, index, table, stamp))
-        _check_future(event.version, stamp.accepted_at)
+        check_future(event.version, stamp.accepted_at)
     except RejectedError as error:
         return error
     return event
@@ -83,15 +76,6 @@ def _defaults(item: Mapping[Any, Any], index: int, table: str, stamp: Stamp) -> 
     if item.get("after") is not None:
         defaults["op"] = Op.UPDATE.value
     return defaults
-
-
-def _check_future(version: int, now: datetime) -> None:
-    if _MICROS_MIN < version < _MICROS_MAX and version > micros(now + FUTURE_MAX):
-        raise RejectedError(
-            "future_version",
-            "is more than 24 hours ahead and would block the row until then: check the clock",
-            field="version",
-        )
 
 
 def row_key(contract: type[Contract], text: str) -> Row:

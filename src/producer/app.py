@@ -160,7 +160,7 @@ def _answer_header(error: RequestValidationError) -> Response[Any]:
 
 def _answer_transient(error: TransientError) -> Response[Any]:
     logger.error(LogEvent.REQUEST_FAILED.value, error=str(error))
-    detail = "the stream or the store did not answer; nothing was accepted: send it again"
+    detail = "the stream or the store did not answer in time; send it again with an Idempotency-Key"
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return _answer(
         ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=headers)

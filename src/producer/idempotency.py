@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 from freshet.errors import StorageError
@@ -30,9 +30,12 @@ def scope_of(table: str, key: str) -> str:
     return _digest(table.encode() + b"\x1f" + key.encode())
 
 
-def fingerprint_of(method: str, path: str, body: bytes) -> str:
-    """The hash of everything that makes two requests the same request."""
-    return _digest(b"\x1f".join((method.encode(), path.encode("utf-8", "surrogatepass"), body)))
+def fingerprint_of(method: str, path: str, stamps: Sequence[str | None], body: bytes) -> str:
+    """The hash of everything that makes two requests the same request; `stamps` are the headers
+    that stamp a row's change.
+    """
+    said = (method, path, *(stamp or "" for stamp in stamps))
+    return _digest(b"\x1f".join((*(part.encode("utf-8", "surrogatepass") for part in said), body)))
 
 
 def version_of(objects: Objects, scope: str, fingerprint: str, fresh: Callable[[], int]) -> int:

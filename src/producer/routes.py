@@ -24,6 +24,9 @@ from producer.requests import JSON, NDJSON, Item, Request, read_document, read_e
 
 NewId = Callable[[], str]
 
+# Headers that stamp the change of one row.
+STAMP_HEADERS = ("freshet-version", "freshet-occurred-at")
+
 Table = Annotated[str, Path(description="A declared table (`GET /v1/tables`)", examples=["sales"])]
 Key = Annotated[
     str,
@@ -45,14 +48,14 @@ IdempotencyKey = Annotated[
 Version = Annotated[
     str | None,
     Header(
-        alias="freshet-version",
+        alias=STAMP_HEADERS[0],
         pattern=r"^[0-9]{1,19}$",
         description="Version of the change, 1 to 2^63-1: greater is newer. Stamped when absent",
     ),
 ]
 OccurredAt = Annotated[
     str | None,
-    Header(alias="freshet-occurred-at", description="When it happened, RFC 3339 with a zone"),
+    Header(alias=STAMP_HEADERS[1], description="When it happened, RFC 3339 with a zone"),
 ]
 
 
@@ -174,7 +177,10 @@ class Routes:
         if not accept.lacks_stamp(items):
             return accept.Stamp(scope, self._versions.take(count_), now)
         http = self._app.current_event.request_context.http
-        fingerprint = idempotency.fingerprint_of(http.method, http.path, request.body)
+        headers = {name.lower(): value for name, value in self._app.current_event.headers.items()}
+        fingerprint = idempotency.fingerprint_of(
+            http.method, http.path, [headers.get(name) for name in STAMP_HEADERS], request.body
+        )
         version = idempotency.version_of(
             self._ports.objects, scope, fingerprint, lambda: self._versions.take(count_)
         )

@@ -314,3 +314,10 @@ def test_a_reader_that_leaves_early_is_no_error(freshet: Run, home: Path) -> Non
     done = freshet(home, *everything, program=(*command, *COMMAND))
 
     assert (done.code, done.out, done.err) == (0, "range\n", "")
+
+
+def test_any_kind_of_value_is_json(freshet: Run, home: Path) -> None:
+    """A time or an interval ended in a trace."""
+    done = freshet(home, "query", "SELECT TIME '12:00' AS t, INTERVAL 1 DAY AS i", "--json")
+
+    assert done.json == [{"t": "12:00:00", "i": "1 day, 0:00:00"}]

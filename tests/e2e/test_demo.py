@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from datetime import date
@@ -100,7 +101,7 @@ def test_a_demo_repeats_itself_and_reads_well(freshet: Run, tmp_path: Path, two_
         assert "events/s end to end" in done.out
         assert "event to queryable: p50" in done.out
         assert done.out.count("\n  equal ") == len(QUESTIONS)
-    suggested = [line for line in done.err.splitlines() if line.startswith("  freshet ")]
+    suggested = [line for line in done.err.splitlines() if re.match(r"  \S*freshet ", line)]
     assert len(suggested) == 3
     assert all(line.endswith(f"--home {home}") for line in suggested)
 

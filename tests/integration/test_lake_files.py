@@ -525,3 +525,30 @@ def test_every_declared_table_opens_with_its_documented_columns(tmp_path: Path) 
         assert all(field.doc for field in schema.fields)
         identifiers = {schema.find_column_name(at) for at in schema.identifier_field_ids}
         assert identifiers == set(contract.key)
+
+
+def test_a_required_column_made_optional_is_applied(tmp_path: Path) -> None:
+    """Its nulls used to be written into a column that the table's metadata called required."""
+    place = (MemoryObjects(), tmp_path / "catalog.db")
+    required = {**COLUMNS, "note": Annotated[str, Text(5)]}
+    optional = {**COLUMNS, "note": Annotated[str, Text(5)] | None}
+    LakeSite(*place, tables=Registry((declared(required),))).open().rows("evolving")
+
+    relaxed = LakeSite(*place, tables=Registry((declared(optional),))).open()
+
+    schema = relaxed.current("evolving").rows.view().table.schema()
+    assert not schema.find_field("note").required
+
+
+def test_metadata_files_are_capped(tmp_path: Path) -> None:
+    """pyiceberg deletes old ones only after its own commits."""
+    objects = MemoryObjects()
+    lake = LakeSite(objects, tmp_path / "catalog.db", tables=Registry((First,))).open()
+
+    for at in range(30):
+        row = {"id": at, "amount": at, "price": "1.50"}
+        lake.apply("evolving", batch(First, [placed(First, at, version=1, after=row)]), {})
+
+    names = [key for key in objects.list("") if "evolving/" in key]
+    kept = [name for name in names if name.endswith(".metadata.json")]
+    assert len(kept) <= 22

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.decode import DecodedBatch, decode_batch
+from consumer.decode import REJECTED_MAX, DecodedBatch, decode_batch
+from freshet.clock import micros
 from freshet.event import Op
 from freshet.tables import TABLES
 from freshet.testing import change, sale_row
-from freshet.wire import encode_event, encode_record
+from freshet.wire import LINES_MAX, encode_event, encode_record
 
 EVENTS = Path(__file__).parents[2] / "events"
 GOOD = encode_event(change(after=sale_row()))
@@ -151,3 +152,28 @@ def test_nothing_is_lost_whatever_the_bytes(parts: list[bytes]) -> None:
     numbers = {place.sequence_number for place in places}
     assert numbers == {str(1000 + at) for at in range(len(parts) + 1)}
     assert batch.events[-1].event.key == {"sale_id": "536365-1"}
+
+
+def test_a_version_from_the_future_is_quarantined_and_does_not_block_its_row() -> None:
+    """Put straight onto the stream it passed: the row then took no change until that day."""
+    arrived = datetime.fromtimestamp(1795249809.125, UTC)
+    ahead = micros(arrived + timedelta(hours=25))
+    late = encode_event(change(after=sale_row(), version=ahead))
+
+    batch = decode_batch(batch_of(late, GOOD), TABLES)
+
+    assert [line.reason for line in batch.rejected] == ["future_version"]
+    assert len(batch.events) == 1
+
+
+def test_a_batch_of_bombs_of_tiny_lines_is_rejected_record_by_record() -> None:
+    """Each within a record's own limits, together they were gigabytes of rejected lines."""
+    bomb = encode_record([b"x"] * (LINES_MAX - 1))
+    bombs = REJECTED_MAX // LINES_MAX + 4
+
+    batch = decode_batch(batch_of(*[bomb] * bombs, GOOD), TABLES)
+
+    assert len(batch.events) == 1
+    assert len(batch.rejected) <= REJECTED_MAX + bombs
+    assert [line.data for line in batch.rejected[-2:]] == [bomb, bomb]
+    assert {line.reason for line in batch.rejected[-2:]} == {"too_large"}

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from freshet.contract import (
     Contract,
@@ -191,3 +191,21 @@ def test_an_unknown_table_is_named_together_with_the_known_ones() -> None:
         Registry((Sample,))["sales"]
 
     assert (raised.value.table, raised.value.known) == ("sales", ("samples",))
+
+
+@pytest.mark.parametrize(
+    "text", ["1234567890123456789012.34", "-9999999999999999999999999999999.99"]
+)
+def test_decimals_beyond_pythons_default_precision_are_exact(text: str) -> None:
+    """28 digits is Python's default: valid numbers were refused, some with an untyped error."""
+    wide: TypeAdapter[Decimal] = TypeAdapter(Annotated[Decimal, Money(38, 2)])
+
+    assert str(wide.validate_python(text)) == text
+
+
+@pytest.mark.parametrize("number", [Decimal("1E+999999"), Decimal("1E-999999")])
+def test_a_decimal_of_absurd_size_is_refused(number: Decimal) -> None:
+    wide: TypeAdapter[Decimal] = TypeAdapter(Annotated[Decimal, Money(38, 10)])
+
+    with pytest.raises(ValidationError):
+        wide.validate_python(number)

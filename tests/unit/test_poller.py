@@ -224,6 +224,7 @@ def test_a_server_that_ignores_the_limit_is_not_believed() -> None:
         b"[NaN]",
         b"\xff[]",
         b'[{"price": Infinity}]',
+        b'[{"price": 1e99999999999999999999}]',
         b"[" * 100_000,
         b'[{"id":' + b"9" * 5000 + b"}]",
     ],
@@ -638,6 +639,7 @@ def test_the_guard_is_reported_and_its_rows_stay_known(tmp_path: Path) -> None:
     report = poller.poll(shop.source())
 
     assert (report.guarded, report.deleted, report.published) == (5, 0, 0)
+    assert "DELETE_SHARE_MAX=1" in report.problems[0]
     assert {event.op for event in stream.events()} == {Op.READ}
     shop.items += [item(number) for number in range(5, 10)]
     assert poller.poll(shop.source()).published == 0

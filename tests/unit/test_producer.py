@@ -1098,3 +1098,16 @@ def test_each_recorded_event_gets_its_answer(producer: Producer, name: str, stat
     event = json.loads((EVENTS / f"{name}.json").read_text())
 
     assert producer.handler(event, None)["statusCode"] == status
+
+
+def test_an_idempotency_key_used_for_another_version_of_a_row_is_refused(
+    producer: Producer,
+) -> None:
+    """The header stamps the change: with another one it is another change."""
+    row, key = sale_row("536365-1"), {"idempotency-key": "one"}
+    path = "/v1/tables/sales/rows/536365-1"
+    producer.send("PUT", path, row, {**key, "freshet-occurred-at": "2026-11-21T08:30:00Z"})
+
+    answer = producer.send("PUT", path, row, {**key, "freshet-occurred-at": "2026-11-21T09:30:00Z"})
+
+    assert answer.problem() == (422, "idempotency_key_reused", "Idempotency-Key")

@@ -242,3 +242,37 @@ def test_any_array_is_read_back_event_by_event(
     content = text.encode("utf-8", "surrogatepass").splitlines(keepends=True)
 
     assert [json.loads(line, parse_float=Decimal) for line in event_lines(content)] == events
+
+
+def test_no_number_is_rounded_when_an_event_is_sent_again() -> None:
+    exact = b'{"n":0,"after":{"unit_price":12345678901234.5678}}'
+    bodies: list[str] = []
+    rounds = [outcomes(503, "throttled"), outcomes(202, "accepted")]
+
+    def producer(event: dict[str, Any], _context: Any) -> Answer:
+        bodies.append(event["body"])
+        return rounds.pop(0)([json.loads(event["body"])])
+
+    with Gateway(producer) as gateway:
+        sender = Sender(gateway.url, wait=lambda _: None)
+        sender.send("sales", [exact])
+        sender._http.clear()
+
+    assert "12345678901234.5678" in bodies[1]
+    assert json.loads(bodies[1])["event_id"] == "id-0"
+
+
+def test_a_request_sent_again_as_it_was_carries_the_same_idempotency_key() -> None:
+    keys: list[str | None] = []
+    rounds = [lambda _: answer(503, "no"), outcomes(503, "throttled"), outcomes(202, "accepted")]
+
+    def producer(event: dict[str, Any], _context: Any) -> Answer:
+        keys.append(event["headers"].get("idempotency-key"))
+        return rounds.pop(0)([json.loads(event["body"])])
+
+    with Gateway(producer) as gateway:
+        sender = Sender(gateway.url, wait=lambda _: None, new_key=lambda: "one")
+        sender.send("sales", lines(1))
+        sender._http.clear()
+
+    assert keys == ["one", "one", None]  # the third carries the ids it was given
