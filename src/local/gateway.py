@@ -281,7 +281,7 @@ class Gateway:
         if server is None or self._thread is None:
             return
         server.task_dispatcher.shutdown(timeout=CLOSE_DEADLINE_S)
-        server.trigger.pull_trigger(lambda: _close(server))
+        run_in_loop(server, lambda: _close(server))
         self._thread.join(CLOSE_DEADLINE_S)
 
     @property
@@ -320,6 +320,18 @@ class Gateway:
                 "function_failed function=%s request_id=%s", self._function.name, request_id
             )
             return _json_reply(500, {"message": "Internal Server Error"})
+
+
+def run_in_loop(server: Any, closing: Callable[[], None]) -> None:
+    """Have a waitress server's own thread run `closing`, which may close the trigger itself.
+
+    `pull_trigger` hands the call over first and writes to the trigger's pipe after: another pull in
+    between runs the call, and the write meets a closed pipe. Under the lock the write comes first.
+    """
+    trigger = server.trigger
+    with trigger.lock:
+        trigger.thunks.append(closing)
+        trigger._physical_pull()  # noqa: SLF001
 
 
 def _close(server: Any) -> None:

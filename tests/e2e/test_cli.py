@@ -320,4 +320,5 @@ def test_any_kind_of_value_is_json(freshet: Run, home: Path) -> None:
     """A time or an interval ended in a trace."""
     done = freshet(home, "query", "SELECT TIME '12:00' AS t, INTERVAL 1 DAY AS i", "--json")
 
-    assert done.json == [{"t": "12:00:00", "i": "1 day, 0:00:00"}]
+    assert done.json[0]["t"] == "12:00:00"
+    assert "days=1" in done.json[0]["i"]

@@ -9,7 +9,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +19,7 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from local.embedded import LocalRuntimeError
-from local.gateway import BODY_BYTES_MAX, Gateway
+from local.gateway import BODY_BYTES_MAX, Gateway, run_in_loop
 
 ROUTES = ["POST /events/{table}", "GET /events/all", "ANY /files/{path+}"]
 
@@ -328,3 +329,30 @@ def test_a_taken_port_is_one_clear_line_with_the_flag_to_change(function: Record
 
         with pytest.raises(LocalRuntimeError, match=rf"127.0.0.1:{port} .*--port"):
             Gateway(function, port=port).start()
+
+
+def test_a_pull_in_between_cannot_close_the_pipe_before_the_stop_has_written() -> None:
+    """Seen in CI: another pull ran the closing call, and the stop wrote to a closed pipe."""
+    pulled_by_another = threading.Event()
+
+    class Trigger:
+        lock = threading.Lock()
+        thunks: ClassVar[list[Any]] = []
+        is_open = True
+
+        def _physical_pull(self) -> None:
+            threading.Thread(target=self.run_thunks).start()
+            pulled_by_another.wait(0.05)
+            assert self.is_open
+
+        def run_thunks(self) -> None:
+            with self.lock:
+                for thunk in self.thunks:
+                    thunk()
+            pulled_by_another.set()
+
+    trigger = Trigger()
+    run_in_loop(SimpleNamespace(trigger=trigger), lambda: setattr(trigger, "is_open", False))
+
+    assert pulled_by_another.wait(5)
+    assert not trigger.is_open

@@ -16,6 +16,8 @@ from urllib.parse import parse_qsl
 from waitress.server import create_server
 from waitress.wasyncore import close_all
 
+from local.gateway import run_in_loop
+
 # A poller reads a source from a few threads at most.
 SERVER_THREADS = 4
 STOP_TIMEOUT_S = 10.0
@@ -129,7 +131,7 @@ class SampleServer:
         server, self._server = self._server, None
         server.task_dispatcher.shutdown()
         # Only the server's own loop may close its sockets.
-        server.trigger.pull_trigger(lambda: close_all(server._map, ignore_all=True))  # noqa: SLF001
+        run_in_loop(server, lambda: close_all(server._map, ignore_all=True))  # noqa: SLF001
         self._thread.join(STOP_TIMEOUT_S)
 
     def __enter__(self) -> Self:
