@@ -12,8 +12,8 @@ from benchmarks.workload import BATCH, PARTITION, ROWS, TABLES, BenchSale
 
 from freshet.arrow import DELETED, changes_schema
 from freshet.objects import DirectoryObjects
-from lake.catalog import sql_catalog
 from lake.lake import Lake
+from lake.sqlite import sql_catalog
 
 
 class Contender:

@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 from aws_lambda_powertools.metrics import MetricUnit
+from pyiceberg.catalog import Catalog
 
 from consumer.decode import DecodedBatch, decode_batch
 from consumer.settings import Settings
@@ -21,7 +22,7 @@ from freshet.receipt import Receipt
 from freshet.s3 import S3Objects
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, Metric, count, logger, tracer
-from lake.catalog import glue_catalog, sql_catalog
+from lake.glue import glue_catalog
 from lake.lake import Lake
 
 Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
@@ -49,19 +50,24 @@ def _opened() -> Handler:
 def open_lake(settings: Settings, tables: Registry, **options: Any) -> Lake:
     """The lake that the settings describe; `options` go to `Lake`."""
     objects = S3Objects(boto3.client("s3"), settings.lake_bucket, settings.lake_prefix)
-    place = {"warehouse": settings.root, "database": settings.database}
-    if settings.catalog_path is not None:
-        catalog = partial(sql_catalog, settings.catalog_path)
-    else:
-        catalog = partial(glue_catalog, boto3.client("glue"))
+    catalog = _catalog(settings)
     return Lake(
         objects,
         settings.root,
-        lambda files: catalog(files, **place),
+        lambda files: catalog(files, warehouse=settings.root, database=settings.database),
         tables=tables,
         database=settings.database,
         **options,
     )
+
+
+def _catalog(settings: Settings) -> Callable[..., Catalog]:
+    if settings.catalog == "glue":
+        return partial(glue_catalog, boto3.client("glue"))
+    from lake.sqlite import sql_catalog  # noqa: PLC0415 - SQLAlchemy is not in the Lambda layer
+
+    assert settings.catalog_path is not None, "Settings.from_env requires it with CATALOG=sql"
+    return partial(sql_catalog, settings.catalog_path)
 
 
 def build(lake: Lake, *, tables: Registry, now: Now) -> Handler:

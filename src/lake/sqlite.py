@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError
-from pyiceberg.io import FileIO
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.update import TableRequirement, TableUpdate
-from pyiceberg.typedef import Identifier
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from lake.catalog import typed_faults
+from lake.catalog import LakeCatalog, typed_faults
 from lake.io import ObjectsFileIO
 
 # SQLite makes a writer wait for the other; a commit holds the lock for milliseconds.
 _WAIT_S = 30
 # Two tables for each contract of a dozen.
 _PARSED_MAX = 24
-# A metadata file that is gone: the pointer was read too long ago.
-_FAULTS = (DBAPIError, FileNotFoundError)
 
 
-class _Sql(SqlCatalog):
-    """SQLite over our file access, its faults typed."""
-
-    files: ObjectsFileIO
+class _Sql(LakeCatalog, SqlCatalog):
+    place = "SQLite catalog"
+    faults = (DBAPIError,)
     _parsed: dict[str, TableMetadata]
 
     def _init_catalog(self) -> None:
@@ -42,9 +36,6 @@ class _Sql(SqlCatalog):
         self.engine = create_engine(self.engine.url, poolclass=NullPool)
         self._parsed = {}
         super()._init_catalog()
-
-    def _load_file_io(self, *_place: Any, **_named: Any) -> FileIO:
-        return self.files
 
     def _convert_orm_to_iceberg(self, orm_table: IcebergTables) -> Table:
         """As pyiceberg's, which reads metadata past `_load_file_io`."""
@@ -72,26 +63,25 @@ class _Sql(SqlCatalog):
         for old in list(self._parsed)[:-_PARSED_MAX]:
             self._parsed.pop(old, None)
 
-    def load_table(self, identifier: str | Identifier) -> Table:
-        with typed_faults("SQLite catalog", _FAULTS):
-            return super().load_table(identifier)
-
     def commit_table(
         self,
         table: Table,
         requirements: tuple[TableRequirement, ...],
         updates: tuple[TableUpdate, ...],
     ) -> CommitTableResponse:
-        with typed_faults("SQLite catalog", _FAULTS):
-            done = super().commit_table(table, requirements, updates)
+        """See `LakeCatalog`; what was written is kept parsed."""
+        done = super().commit_table(table, requirements, updates)
         self._keep(done.metadata_location, done.metadata)
         return done
 
 
-def open_sqlite(path: Path, files: ObjectsFileIO, *, warehouse: str, database: str) -> Catalog:
-    """See `lake.catalog.sql_catalog`. Any number of processes may open the same file at once."""
+def sql_catalog(path: Path, files: ObjectsFileIO, *, warehouse: str, database: str) -> Catalog:
+    """The laptop's catalog, one SQLite file. A swap is an `UPDATE … WHERE` on the old pointer.
+
+    Any number of processes may open the same file at once. Raises `StorageError`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with typed_faults(f"SQLite catalog {path}", _FAULTS):
+    with typed_faults(f"{_Sql.place} {path}", _Sql.faults):
         try:
             catalog = _connect(path, warehouse)
         except OperationalError:

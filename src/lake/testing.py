@@ -13,8 +13,8 @@ from freshet.contract import Contract, Registry
 from freshet.event import parse_event
 from freshet.objects import Objects
 from freshet.tables import TABLES
-from lake.catalog import sql_catalog
 from lake.lake import Lake
+from lake.sqlite import sql_catalog
 from lake.steps import OnStep, no_step
 from lake.table import FILE_ROWS_MAX
 

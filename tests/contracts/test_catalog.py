@@ -26,10 +26,12 @@ from freshet.contract import Registry
 from freshet.errors import StorageError
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, sale_row
-from lake.catalog import glue_catalog, sql_catalog, typed_faults
+from lake.catalog import typed_faults
+from lake.glue import glue_catalog
 from lake.io import ObjectsFileIO
 from lake.lake import Lake
 from lake.spec import rows_spec
+from lake.sqlite import sql_catalog
 from lake.testing import batch, placed
 
 ROOT = "s3://bucket/lake"

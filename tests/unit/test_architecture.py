@@ -15,7 +15,7 @@ ROOMS = ("freshet", "lake", "local", *FUNCTIONS)
 AWS = ("boto3", "botocore", "awswrangler", "aws_lambda_powertools", "aws_xray_sdk", "mypy_boto3")
 # The adapters of the language: the one place in it that knows AWS.
 FRESHET_ADAPTERS = {"freshet/kinesis.py", "freshet/s3.py", "freshet/telemetry.py"}
-LAKE_ADAPTERS = {"lake/catalog.py"}
+LAKE_ADAPTERS = {"lake/glue.py"}
 PURE = (
     "freshet/arrow.py",
     "freshet/contract.py",

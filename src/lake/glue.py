@@ -1,0 +1,29 @@
+"""The AWS Glue Data Catalog. A swap names the table's `VersionId` (optimistic locking)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from pyiceberg.catalog import Catalog
+from pyiceberg.catalog.glue import GlueCatalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError
+
+from lake.catalog import LakeCatalog, typed_faults
+from lake.io import ObjectsFileIO
+
+
+class _Glue(LakeCatalog, GlueCatalog):
+    place = "Glue catalog"
+    faults = (BotoCoreError, ClientError)
+
+
+def glue_catalog(client: Any, files: ObjectsFileIO, *, warehouse: str, database: str) -> Catalog:
+    """Glue through this client, the database made if it is missing. Raises `StorageError`."""
+    catalog = _Glue("freshet", client=client, warehouse=warehouse)
+    catalog.files = files
+    # The database is there at every start but the first.
+    with typed_faults(_Glue.place, _Glue.faults), suppress(NamespaceAlreadyExistsError):
+        catalog.create_namespace(database)
+    return catalog
