@@ -61,7 +61,9 @@ class Lake:
     def keep(
         self, batch: str, events: Sequence[LoggedEvent], rejected: Sequence[QuarantinedLine]
     ) -> None:
-        """Write a batch's rejected lines to the quarantine and its events to the change log, once.
+        """Write a batch's rejected lines to the quarantine and its events to the change log.
+
+        A batch that comes again as it was writes nothing.
 
         Raises `StorageError` (transient).
         """

@@ -489,11 +489,8 @@ class EventSourceMapping:
         poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
         named = local_function(function, "consumer")
-        self._stop, self._changed, self._list_now = (
-            threading.Event(),
-            threading.Condition(),
-            threading.Event(),
-        )
+        self._stop, self._list_now = threading.Event(), threading.Event()
+        self._changed = threading.Condition()
         self._generation = self._listed = 0
         self._shards: list[Shard] = []
         self._workers: dict[str, _ShardWorker] = {}

@@ -44,7 +44,7 @@ LAKE_BUCKET, STATE_BUCKET, FAILURES_BUCKET = "freshet-lake", "freshet-state", "f
 LAKE_PREFIX, DATABASE = "lake", "freshet"
 SHARDS = 2  # as many as a laptop has cores to consume them
 
-# As for the deployed mapping, but for the window: nobody waits five seconds at a demo.
+# A short window, because nobody waits five seconds at a demo; bisection and age bound a bad record.
 MAPPING = MappingSettings(
     batch_size=1000,
     window_s=0.5,

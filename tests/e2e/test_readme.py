@@ -29,10 +29,10 @@ def test_the_blocks_of_the_readme_run_in_order(tmp_path: Path) -> None:
 
     for block in BLOCKS:
         if block != TEST_COMMAND:
-            run(block.replace("8080", str(free_port())), environment)
+            assert_runs(block.replace("8080", str(free_port())), environment)
 
 
-def run(block: str, environment: dict[str, str]) -> None:
+def assert_runs(block: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         ["bash", "-c", f"set -euo pipefail\n{block}"],
         cwd=ROOT,
