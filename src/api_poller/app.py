@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import boto3
 from botocore.config import Config
 
+from api_poller.credentials import ReadHeaders, no_headers, read_headers
 from api_poller.ecb import EcbRates
 from api_poller.http import Fetcher
 from api_poller.platzi import PlatziCatalogue
@@ -31,6 +33,10 @@ Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 _S3_CONFIG = Config(
     connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 5, "mode": "standard"}
 )
+# One small answer a poll: three tries of 5 s are plenty.
+_SECRETS_CONFIG = Config(
+    connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"}
+)
 
 
 class UnknownSourceError(TerminalError):
@@ -51,41 +57,49 @@ def build(
     objects: Objects,
     http: Fetcher,
     now: Now,
+    platzi_headers: ReadHeaders = no_headers,
 ) -> Handler:
     """The handler over these adapters: an event `{"source": name, …}` in, a poll's report out.
 
-    Raises the errors of `Poller.poll` and `UnknownSourceError`: Lambda repeats or reports the
-    invocation, and Scheduler comes again either way.
+    `platzi_headers` is asked at every poll of the shop. Raises the errors of `Poller.poll`, of
+    `read_headers` and `UnknownSourceError`: Lambda repeats or reports the invocation, and Scheduler
+    comes again either way.
     """
     poller = Poller(stream, StateStore(objects), now, settings.delete_share_max)
-    sources = {source.name: source for source in _sources(settings, http)}
+    sources = _sources(settings, http, platzi_headers)
 
     def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's
         name = event.get("source")
         if not isinstance(name, str) or name not in sources:
             raise UnknownSourceError(name, tuple(sources))
-        return _polled(poller, sources[name]).to_json()
+        return _polled(poller, name, sources[name]).to_json()
 
     return handle
 
 
-def _sources(settings: Settings, http: Fetcher) -> tuple[Source, ...]:
-    return (
-        PlatziCatalogue(http, settings.platzi_url, settings.product_currency, settings.page_rows),
-        EcbRates(
-            http,
-            settings.ecb_url,
-            settings.ecb_start,
-            timedelta(days=settings.ecb_overlap_days),
-        ),
-    )
+def _sources(
+    settings: Settings, http: Fetcher, platzi_headers: ReadHeaders
+) -> dict[str, Callable[[], Source]]:
+    """How each source is made for one poll, with the credentials that hold now."""
+
+    def platzi() -> Source:
+        carrying = http.carrying(platzi_headers(), to=settings.platzi_url)
+        return PlatziCatalogue(
+            carrying, settings.platzi_url, settings.product_currency, settings.page_rows
+        )
+
+    def ecb() -> Source:
+        overlap = timedelta(days=settings.ecb_overlap_days)
+        return EcbRates(http, settings.ecb_url, settings.ecb_start, overlap)
+
+    return {"platzi": platzi, "ecb": ecb}
 
 
-def _polled(poller: Poller, source: Source) -> PollReport:
+def _polled(poller: Poller, name: str, source: Callable[[], Source]) -> PollReport:
     try:
-        report = poller.poll(source)
+        report = poller.poll(source())
     except FreshetError:
-        count({Metric.REFUSED_POLLS: 1}, source=source.name)
+        count({Metric.REFUSED_POLLS: 1}, source=name)
         raise
     count(
         {
@@ -93,11 +107,21 @@ def _polled(poller: Poller, source: Source) -> PollReport:
             Metric.ACCEPTED: report.published,
             Metric.REJECTED: report.skipped,
         },
-        source=source.name,
+        source=name,
     )
     log = logger.warning if report.guarded or report.skipped else logger.info
     log(LogEvent.POLL_COMPLETED.value, extra={"report": report.to_json()})
     return report
+
+
+def _platzi_headers(secret_id: str | None) -> ReadHeaders:
+    """The shop's credentials, through a client made at the first poll that wants them."""
+    if secret_id is None:
+        return no_headers
+    # Its debug log holds answers whole, and Lambda's log level may be set to DEBUG for all loggers.
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
+    client = cache(partial(boto3.client, "secretsmanager", config=_SECRETS_CONFIG))
+    return lambda: read_headers(client(), secret_id, setting="PLATZI_SECRET_ID")
 
 
 @cache
@@ -114,10 +138,11 @@ def _handler() -> Handler:
         ),
         http=Fetcher(),
         now=utc_now,
+        platzi_headers=_platzi_headers(settings.platzi_secret_id),
     )
 
 
-@tracer.capture_lambda_handler
+@tracer.capture_lambda_handler(capture_response=False)
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Poll the source that the schedule's input names."""
     return _handler()(event, context)

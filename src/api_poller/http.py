@@ -3,6 +3,7 @@
 A source may be down, slow, throttling, cut off in mid-answer, hidden behind a login page or simply
 huge. Every one of these ends, within bounds, in an error that names the source and says what to do;
 only a whole answer of the announced length gets through. The transport is urllib3: boto3 brings it.
+Credentials go to the host they are meant for and nowhere else, whatever a redirect says.
 
     SourceError (transient)          the next poll may succeed
     ├── SourceUnavailableError       down, slow, throttled, cut off: repeated within the fetch
@@ -12,17 +13,20 @@ only a whole answer of the announced length gets through. The transport is urlli
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from typing import Self
+from urllib.parse import urljoin
 
 import urllib3
+from pydantic import SecretStr
 from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url
 
 from freshet.clock import Now, utc_now
 from freshet.errors import TerminalError, TransientError
@@ -99,6 +103,9 @@ DEFAULT_LIMITS = HttpLimits()
 # Worth asking again: the server's own troubles, and 408/425/429, which say so.
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Shorter words are too common to be blanked out of an error, and too short to be a credential.
+_SECRET_CHARS_MIN = 8
 _LATER = "nothing was published and the watermark stays: the next poll takes up from there"
 
 
@@ -120,6 +127,17 @@ class Fetcher:
         self._limits, self._now, self._sleep = limits, now, sleep
         self._monotonic, self._jitter = monotonic, jitter
         self._pool = urllib3.PoolManager(cert_reqs="CERT_REQUIRED")
+        self._carried: Mapping[str, SecretStr] = {}
+        self._home: _Origin | None = None
+
+    def carrying(self, headers: Mapping[str, SecretStr], *, to: str) -> Self:
+        """The same fetcher, adding `headers` to requests for the scheme, host and port of `to`.
+
+        Connections are shared, headers are not: to any other place it goes without them.
+        """
+        made = copy.copy(self)
+        made._carried, made._home = dict(headers), _origin(to)  # noqa: SLF001 - one of us
+        return made
 
     def close(self) -> None:
         """Close idle connections."""
@@ -132,7 +150,7 @@ class Fetcher:
         """
         for attempt in range(1, self._limits.attempts_max + 1):
             try:
-                return self._follow(_Request(source, url, accept))
+                return self._follow(_Request(source, url, accept, self._secrets(url)))
             except _TryAgainError as again:
                 wait_s = self._wait_s(attempt, again.retry_after_s)
                 if attempt == self._limits.attempts_max or wait_s is None:
@@ -182,7 +200,7 @@ class Fetcher:
         return self._pool.request(
             "GET",
             request.url,
-            headers={"Accept": request.accept, "Accept-Encoding": "gzip", "User-Agent": "freshet"},
+            headers=self._headers(request),
             timeout=urllib3.Timeout(
                 connect=self._limits.connect_timeout_s, read=self._limits.read_timeout_s
             ),
@@ -191,6 +209,20 @@ class Fetcher:
             preload_content=False,
             decode_content=False,
         )
+
+    def _headers(self, request: _Request) -> dict[str, str]:
+        own = {"Accept": request.accept, "Accept-Encoding": "gzip", "User-Agent": "freshet"}
+        if _origin(request.url) != self._home:
+            return own
+        return {name: value.get_secret_value() for name, value in self._carried.items()} | own
+
+    def _secrets(self, url: str) -> tuple[str, ...]:
+        """What must not stand in an error, should the source send it back; words of its own address
+        are none.
+        """
+        values = (value.get_secret_value() for value in self._carried.values())
+        words = {word for value in values for word in (value, *value.split())}
+        return tuple(word for word in words if len(word) >= _SECRET_CHARS_MIN and word not in url)
 
     def _read(self, request: _Request, response: BaseHTTPResponse) -> Answer | _Request:
         status, headers = response.status, response.headers
@@ -262,25 +294,48 @@ class _Request:
     source: str
     url: str
     accept: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def redirected(self, status: int, location: str | None) -> _Request:
         """The same request where the answer points to; only within the configured host."""
-        target = urljoin(self.url, location or "")
-        if not location or _origin(target) != _origin(self.url):
+        try:
+            target = urljoin(self.url, location or "")
+            stays = bool(location) and _origin(target) == _origin(self.url)
+        except ValueError:  # no URL at all, such as `http://[`
+            target, stays = location or "", False
+        if not stays:
             raise self.refused(
                 status,
-                f"redirects to {target}",
+                f"redirects to {target.partition('?')[0]}",
                 "redirects to another host are not followed: if it is right, set it as source URL",
             )
-        return _Request(self.source, target, self.accept)
+        if any(secret in target for secret in self.secrets):  # addresses stand in logs and errors
+            raise self.refused(
+                status,
+                "redirects to an address with its credentials in it",
+                "ask its owner to stop",
+            )
+        return _Request(self.source, target, self.accept, self.secrets)
 
     def refused(self, status: int | None, detail: str, advice: str) -> SourceRefusedError:
-        return SourceRefusedError(self.source, self.url, detail, advice=advice, status=status)
+        return SourceRefusedError(
+            self.source, self.url, self._safe(detail), advice=advice, status=status
+        )
 
     def unusable(self, detail: str, advice: str, status: int | None = None) -> SourceAnswerError:
         return SourceAnswerError(
-            self.source, self.url, detail, advice=f"{advice}; {_LATER}", status=status
+            self.source,
+            self.url,
+            self._safe(detail),
+            advice=f"{advice}; {_LATER}",
+            status=status,
         )
+
+    def _safe(self, text: str) -> str:
+        """Text that may hold what the source sent back, without the credentials."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, "…")
+        return text
 
 
 class _TryAgainError(Exception):
@@ -311,9 +366,17 @@ def _retry_after_s(value: str | None, now: Now) -> float | None:
         return None
 
 
-def _origin(url: str) -> tuple[Any, ...]:
-    parts = urlsplit(url)
-    return (parts.scheme, parts.hostname, parts.port)
+_Origin = tuple[str | None, str | None, int | None]
+
+
+def _origin(url: str) -> _Origin:
+    """Scheme, host and port as urllib3, which connects, reads them. Raises ValueError.
+
+    The standard library's parser takes `https://evil\\@shop/` for the host `shop`, urllib3 for
+    `evil`: what decides where a request may go must read it as what sends it does.
+    """
+    parts = parse_url(url)
+    return parts.scheme, parts.host, parts.port or _DEFAULT_PORTS.get(parts.scheme or "")
 
 
 def _is_html(body: bytes, content_type: str) -> bool:
@@ -325,7 +388,10 @@ def _is_html(body: bytes, content_type: str) -> bool:
 
 def _advice(status: int) -> str:
     if status in (401, 403):
-        return "it wants credentials or has blocked this address: check with its owner"
+        return (
+            "it wants other credentials (see the secret of this source) or has blocked this "
+            "address: check with its owner"
+        )
     if status == 404:
         return "there is nothing at this address: correct the source's URL setting"
     return "the request does not suit it: check the source's URL setting against its documentation"

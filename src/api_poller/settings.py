@@ -6,17 +6,19 @@ import os
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from urllib3.util import parse_url
 
 from freshet.errors import SettingsError
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = parse_url(value)  # the parser of what connects: no two readings of a host
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise ValueError("must be a URL as https://host/path")
+    if parts.auth:
+        raise ValueError("must not hold credentials: keep them in the secret of the source")
     if parts.query or parts.fragment:
         raise ValueError("must be a base URL, without query or fragment")
     return value.rstrip("/")
@@ -35,6 +37,8 @@ class Settings(BaseModel):
     state_prefix: str = ""
     platzi_url: HttpUrl = "https://api.escuelajs.co/api/v1"
     ecb_url: HttpUrl = "https://data-api.ecb.europa.eu/service"
+    # ARN or name of the secret with the shop's request headers; a shop open to all needs none.
+    platzi_secret_id: str | None = Field(None, min_length=1, max_length=2048)
     # The Platzi API states prices without a currency.
     product_currency: str = Field("USD", pattern="^[A-Z]{3}$")
     # A shop that drops a fifth of its catalogue between two polls is rarer than half a listing.

@@ -2,7 +2,8 @@
 responses.
 
 The two translations are pure functions, so that their edge cases (cookies, compressed bodies,
-repeated parameters, decoded paths) are tested without a socket. Only the `$default` stage exists.
+repeated parameters, decoded paths) are tested without a socket. Only the `$default` route and stage
+exist, as in the template; nobody is asked to sign, so `requestContext.authorizer` is absent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -33,7 +34,8 @@ BODY_BYTES_READ_MAX = 4 * BODY_BYTES_MAX
 THREADS = 8
 CLOSE_DEADLINE_S = 5.0
 API_ID = "local"
-DEFAULT_ROUTE = "$default"
+# The API's one catch-all route: the function routes by method and path.
+ROUTE_KEY = "$default"
 TEXT_TYPES = re.compile(
     r"text/.*|application/(json|xml|javascript|x-www-form-urlencoded|x-ndjson|yaml|.*\+json|.*\+xml)",
     re.IGNORECASE,
@@ -54,59 +56,26 @@ class HttpReply:
     body: bytes
 
 
-class Router:
-    """Chooses a route key: exact paths, then `{param}`, then `{greedy+}`, then `$default`."""
-
-    def __init__(self, routes: Iterable[str]) -> None:
-        keys = [route for route in routes if route != DEFAULT_ROUTE]
-        self._routes = [(key, *key.split(" ", 1)) for key in sorted(keys, key=_greediness)]
-
-    def match(self, method: str, path: str) -> tuple[str, dict[str, str]]:
-        """The route key and the path parameters of a request."""
-        for key, wanted, template in self._routes:
-            found = _template_regex(template).fullmatch(path)
-            if found and wanted in {"ANY", method}:
-                return key, found.groupdict()
-        return DEFAULT_ROUTE, {}
-
-
-def _greediness(route: str) -> tuple[int, int, bool]:
-    return route.count("+}"), route.count("{"), route.startswith("ANY ")
-
-
-def _template_regex(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)(\+?)\}", template)
-    pattern = re.escape(parts[0])
-    for name, greedy, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        pattern += f"(?P<{name}>{'.+' if greedy else '[^/]+'})" + re.escape(literal)
-    return re.compile(pattern)
-
-
 def event_of_request(
-    environ: Environ, body: bytes, router: Router, *, now: datetime, request_id: str
+    environ: Environ, body: bytes, *, now: datetime, request_id: str
 ) -> dict[str, Any]:
     """Translate a WSGI request into a payload-2.0 event; members without content are absent."""
-    path, method = _decoded_path(environ), environ["REQUEST_METHOD"]
-    headers = _headers(environ)
+    path, headers = _decoded_path(environ), _headers(environ)
     cookies = [part.strip() for part in headers.pop("cookie", "").split(";") if part.strip()]
-    route_key, path_parameters = router.match(method, path)
     text, is_base64 = _body_text(body, headers)
     optional = {
         "cookies": cookies,
         "queryStringParameters": _query_parameters(environ["QUERY_STRING"]),
-        "pathParameters": path_parameters,
         "body": text,
     }
     return {
         "version": "2.0",
-        "routeKey": route_key,
+        "routeKey": ROUTE_KEY,
         "rawPath": path,
         "rawQueryString": environ["QUERY_STRING"],
         "headers": headers,
         **{name: value for name, value in optional.items() if value},
-        "requestContext": _request_context(
-            environ, headers, route_key, path, now=now, request_id=request_id
-        ),
+        "requestContext": _request_context(environ, headers, path, now=now, request_id=request_id),
         "isBase64Encoded": is_base64,
     }
 
@@ -114,7 +83,6 @@ def event_of_request(
 def _request_context(
     environ: Environ,
     headers: Mapping[str, str],
-    route_key: str,
     path: str,
     *,
     now: datetime,
@@ -134,7 +102,7 @@ def _request_context(
             "userAgent": headers.get("user-agent", ""),
         },
         "requestId": request_id,
-        "routeKey": route_key,
+        "routeKey": ROUTE_KEY,
         "stage": "$default",
         "time": now.strftime("%d/%b/%Y:%H:%M:%S +0000"),
         "timeEpoch": int(now.timestamp() * 1000),
@@ -234,9 +202,7 @@ def _json_reply(status: int, value: Any) -> HttpReply:
 class Gateway:
     """Serves one function over HTTP on `host`:`port` (0: a free port) from `start` to `stop`.
 
-    `routes` are API Gateway route keys (`POST /v1/tables/{table}/changes`); they fill `routeKey`
-    and `pathParameters`, and anything unmatched goes to `$default`. A handler that raises is logged
-    with its trace and answered with 500, as API Gateway does.
+    A handler that raises is logged with its trace and answered with 500, as API Gateway does.
     """
 
     def __init__(
@@ -244,11 +210,9 @@ class Gateway:
         function: Handler | LocalFunction,
         host: str = HOST,
         port: int = 0,
-        *,
-        routes: Sequence[str] = (),
     ) -> None:
         self._function = local_function(function, "producer")
-        self._host, self._port, self._router = host, port, Router(routes)
+        self._host, self._port = host, port
         self._server: Any = None
         self._thread: threading.Thread | None = None
 
@@ -308,9 +272,7 @@ class Gateway:
         if len(body) > BODY_BYTES_MAX:
             return _json_reply(413, {"message": "Request Entity Too Large"})
         request_id = uuid.uuid4().hex
-        event = event_of_request(
-            environ, body, self._router, now=datetime.now(UTC), request_id=request_id
-        )
+        event = event_of_request(environ, body, now=datetime.now(UTC), request_id=request_id)
         if len(json.dumps(event)) > PAYLOAD_BYTES_MAX:
             return _json_reply(413, {"message": "Request Entity Too Large"})
         try:

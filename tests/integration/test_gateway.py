@@ -21,8 +21,6 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from local.embedded import LocalRuntimeError
 from local.gateway import BODY_BYTES_MAX, Gateway, run_in_loop
 
-ROUTES = ["POST /events/{table}", "GET /events/all", "ANY /files/{path+}"]
-
 
 class Recorder:
     """A function that remembers the events it got and answers what it was told."""
@@ -45,7 +43,7 @@ def function() -> Recorder:
 
 @pytest.fixture
 def gateway(function: Recorder) -> Iterator[Gateway]:
-    with Gateway(function, routes=ROUTES) as running:
+    with Gateway(function) as running:
         yield running
 
 
@@ -92,7 +90,7 @@ def test_a_request_becomes_the_documented_event(gateway: Gateway, function: Reco
     netloc = urlsplit(gateway.url).netloc
     assert event == {
         "version": "2.0",
-        "routeKey": "POST /events/{table}",
+        "routeKey": "$default",
         "rawPath": "/events/sales",
         "rawQueryString": "dry=1&tag=a&tag=b%20c&none=",
         "cookies": ["c1=v1", "c2=v2"],
@@ -108,7 +106,6 @@ def test_a_request_becomes_the_documented_event(gateway: Gateway, function: Reco
             "x-tag": "a, b",
         },
         "queryStringParameters": {"dry": "1", "tag": "a,b c", "none": ""},
-        "pathParameters": {"table": "sales"},
         "body": '{"invoice":"1"}',
         "isBase64Encoded": False,
     }
@@ -119,7 +116,7 @@ def test_a_request_becomes_the_documented_event(gateway: Gateway, function: Reco
         "sourceIp": "127.0.0.1",
         "userAgent": "test/1",
     }
-    assert (context["routeKey"], context["stage"]) == ("POST /events/{table}", "$default")
+    assert (context["routeKey"], context["stage"]) == ("$default", "$default")
     assert context["timeEpoch"] > 0
     assert {"accountId", "apiId", "domainName", "domainPrefix", "requestId", "time"} < set(context)
 
@@ -133,28 +130,14 @@ def test_members_without_content_are_absent(gateway: Gateway, function: Recorder
     assert event["isBase64Encoded"] is False
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "route", "parameters"),
-    [
-        ("GET", "/events/all", "GET /events/all", None),
-        ("POST", "/events/all", "POST /events/{table}", {"table": "all"}),
-        ("PUT", "/events/all", "$default", None),
-        ("DELETE", "/files/a/b", "ANY /files/{path+}", {"path": "a/b"}),
-        ("POST", "/events/a%20b%C3%A9", "POST /events/{table}", {"table": "a bé"}),
-    ],
-)
-def test_the_most_specific_route_wins_and_fills_decoded_parameters(
-    gateway: Gateway,
-    function: Recorder,
-    method: str,
-    path: str,
-    route: str,
-    parameters: dict[str, str] | None,
+def test_the_path_is_decoded_and_left_to_the_function_to_route(
+    gateway: Gateway, function: Recorder
 ) -> None:
-    send(gateway, method, path)
+    send(gateway, "POST", "/events/a%20b%C3%A9")
 
     (event,) = function.events
-    assert (event["routeKey"], event.get("pathParameters")) == (route, parameters)
+    assert event["rawPath"] == event["requestContext"]["http"]["path"] == "/events/a bé"
+    assert "pathParameters" not in event
 
 
 @pytest.mark.parametrize(
@@ -297,7 +280,7 @@ def test_a_powertools_handler_runs_as_it_is_deployed() -> None:
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         return app.resolve(event, context)
 
-    with Gateway(handler, routes=["GET /rows/{key}"]) as gateway:
+    with Gateway(handler) as gateway:
         found, missing = send(gateway, "GET", "/rows/a%20b"), send(gateway, "GET", "/nowhere")
 
     assert (found.status, missing.status) == (200, 404)

@@ -1,0 +1,188 @@
+"""Credentials of a source: request headers kept in AWS Secrets Manager, never seen outside.
+
+A secret holds `{"headers": {"Authorization": "Bearer …"}}` and is read at every poll, so that a
+rotated one counts at once. What it holds may stand in no log, error, report or trace: values live
+in pydantic's `SecretStr`, errors name the place within the secret by position, since also a name
+may be a token in the wrong place, and no error is raised while one that holds the text is handled,
+or Python would chain them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import ConnectionError as NoConnectionError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
+
+from freshet.errors import FreshetError, SettingsError, TransientError
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+Headers = Mapping[str, SecretStr]
+ReadHeaders = Callable[[], Headers]
+
+HEADERS_MAX = 10
+# Usual servers take 8 KB for all headers together; a longer value is a pasted file.
+VALUE_CHARS_MAX = 8_000
+_FORM = 'put {"headers": {"Authorization": "Bearer …"}} into the secret'
+
+# RFC 9110, 5.6.2 (RFC 7230, 3.2.6): a name is a token.
+_NAME_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+# The connection's and the poller's own: they say where a request ends, where it goes and what comes
+# back, so none of them is a credential. Names are compared in lower case.
+_OWN_NAMES = frozenset(
+    ("connection", "expect", "host", "keep-alive", "range", "te", "trailer", "transfer-encoding")
+) | {"upgrade", "user-agent"}
+_OWN_PREFIXES = ("accept", "content-", "if-", "proxy-")
+
+_TRANSIENT_CODES = frozenset(
+    ("InternalServiceError", "RequestTimeout", "ServiceUnavailable", "LimitExceededException")
+) | {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
+# What to do about codes whose own text does not say it.
+_ADVICE = {
+    "AccessDeniedException": "refuses this caller: grant it secretsmanager:GetSecretValue on the "
+    "secret and kms:Decrypt on the secret's key",
+    "DecryptionFailure": "cannot be decrypted: grant this caller kms:Decrypt on the secret's key "
+    "and see that the key is enabled",
+    "ResourceNotFoundException": "does not exist in this account and region: correct the name",
+}
+# AWS has one code for a secret that is missing and for one without a value; only the text differs.
+_EMPTY = "can't find the specified secret value for staging label"
+
+
+class CredentialsUnavailableError(TransientError):
+    """Secrets Manager throttled or did not answer; nothing was asked of the source."""
+
+    def __init__(self, setting: str, detail: str) -> None:
+        self.setting, self.detail = setting, detail
+        super().__init__(
+            f"the secret that {setting} names cannot be read now ({detail}): nothing was published "
+            "and the watermark stays; the next poll takes up from there"
+        )
+
+
+def no_headers() -> Headers:
+    """For a source that wants no credentials."""
+    return {}
+
+
+def read_headers(client: SecretsManagerClient, secret_id: str, *, setting: str) -> Headers:
+    """The headers that the secret `secret_id` holds now; none while it has no value.
+
+    `setting` is the environment variable that names the secret, for errors. Raises `SettingsError`
+    where a person must act, `CredentialsUnavailableError` where the next poll may succeed.
+    """
+    try:
+        value = client.get_secret_value(SecretId=secret_id)
+    except ClientError as error:
+        if _is_empty(error):
+            return {}
+        raise _translation(error, setting) from error
+    except (NoConnectionError, HTTPClientError) as error:  # none, timed out, or lost
+        raise CredentialsUnavailableError(setting, type(error).__name__) from error
+    except NoCredentialsError as error:
+        detail = "no AWS credentials found: set a profile, keys or a role"
+        raise SettingsError("AWS_PROFILE", detail) from error
+    except BotoCoreError as error:
+        detail = f"the Secrets Manager client cannot be used: {error}"
+        raise SettingsError("AWS_ENDPOINT_URL", detail) from error
+    if "SecretString" not in value and "SecretBinary" not in value:
+        return {}  # how emulators show a secret without a value
+    return parse_headers(value.get("SecretString"), setting=setting)
+
+
+def parse_headers(text: str | None, *, setting: str) -> Headers:
+    """The headers that a secret's text describes. Raises `SettingsError`, which quotes none of it.
+
+    `text` is None for a binary secret.
+    """
+    try:
+        content = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SettingsError(setting, f"the secret holds no JSON object: {_FORM}")
+    try:
+        return _Content.model_validate(content).headers
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        detail = f"{_place(wrong['loc'], content)}: {wrong['msg']}"
+    raise SettingsError(setting, f"the secret's content is wrong at {detail}; {_FORM}")
+
+
+def _settable(name: str) -> str:
+    lower = name.lower()
+    if lower in _OWN_NAMES or lower.startswith(_OWN_PREFIXES):
+        raise ValueError("is a header that the poller sets itself")
+    return name
+
+
+def _sendable(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not 0 < len(text) <= VALUE_CHARS_MAX:
+        raise ValueError(f"a value must have 1 to {VALUE_CHARS_MAX} characters")
+    if not text.replace("\t", " ").isprintable() or not text.isascii():
+        raise ValueError("a value must be printable ASCII, without line breaks")
+    if text != text.strip():
+        raise ValueError("a value must not begin or end with white space")
+    return value
+
+
+def _distinct(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    if len({name.lower() for name in headers}) != len(headers):
+        raise ValueError("a header is there twice; capitals make no difference")
+    return headers
+
+
+_Name = Annotated[
+    str, StringConstraints(pattern=_NAME_PATTERN, max_length=256), AfterValidator(_settable)
+]
+_Value = Annotated[SecretStr, AfterValidator(_sendable)]
+
+
+class _Content(BaseModel):
+    """What a secret must hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    headers: Annotated[
+        dict[_Name, _Value],
+        Field(min_length=1, max_length=HEADERS_MAX),
+        AfterValidator(_distinct),
+    ]
+
+
+def _place(loc: tuple[int | str, ...], content: Mapping[str, Any]) -> str:
+    """Where a problem lies, without a word of the content: `headers[2]` is the second header."""
+    if loc[0] != "headers":
+        return "a member other than headers"
+    if len(loc) == 1:
+        return "headers"
+    return f"headers[{list(content['headers']).index(loc[1]) + 1}]"
+
+
+def _is_empty(error: ClientError) -> bool:
+    told = error.response.get("Error", {})
+    return told.get("Code") == "ResourceNotFoundException" and _EMPTY in told.get("Message", "")
+
+
+def _translation(error: ClientError, setting: str) -> FreshetError:
+    told = error.response.get("Error", {})
+    code = str(told.get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _TRANSIENT_CODES or status >= 500:
+        return CredentialsUnavailableError(setting, code or f"HTTP {status}")
+    advice = _ADVICE.get(code, f"answers {code}: {told.get('Message', 'no message')}")
+    return SettingsError(setting, f"the secret {advice}")
