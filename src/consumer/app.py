@@ -5,25 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import boto3
 from aws_lambda_powertools.metrics import MetricUnit
-from pyiceberg.catalog import Catalog
 
 from consumer.decode import DecodedBatch, decode_batch
-from consumer.settings import Settings
 from freshet.arrow import changes_table
 from freshet.clock import Now, utc_now
 from freshet.contract import Registry
 from freshet.errors import TransientError
 from freshet.receipt import Receipt
-from freshet.s3 import S3Objects
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, Metric, count, logger, tracer
-from lake.glue import glue_catalog
 from lake.lake import Lake
+from lake.opening import open_lake
+from lake.settings import LakeSettings
 
 Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 
@@ -44,30 +42,15 @@ def _from_environment() -> Handler:
 
 @cache
 def _opened() -> Handler:
-    return build(open_lake(Settings.from_env(), TABLES), tables=TABLES, now=utc_now)
+    settings = LakeSettings.from_env()
+    lake = open_lake(settings, TABLES, boto3.client, on_conflict=_count_conflict)
+    return build(lake, tables=TABLES, now=utc_now)
 
 
-def open_lake(settings: Settings, tables: Registry, **options: Any) -> Lake:
-    """The lake that the settings describe; `options` go to `Lake`."""
-    objects = S3Objects(boto3.client("s3"), settings.lake_bucket, settings.lake_prefix)
-    catalog = _catalog(settings)
-    return Lake(
-        objects,
-        settings.root,
-        lambda files: catalog(files, warehouse=settings.root, database=settings.database),
-        tables=tables,
-        database=settings.database,
-        **options,
-    )
-
-
-def _catalog(settings: Settings) -> Callable[..., Catalog]:
-    if settings.catalog == "glue":
-        return partial(glue_catalog, boto3.client("glue"))
-    from lake.sqlite import sql_catalog  # noqa: PLC0415 - SQLAlchemy is not in the Lambda layer
-
-    assert settings.catalog_path is not None, "Settings.from_env requires it with CATALOG=sql"
-    return partial(sql_catalog, settings.catalog_path)
+def _count_conflict(table: str) -> None:
+    count({Metric.CONFLICTS: 1}, table=table)
+    # An alarm watches one metric, not one for each table.
+    count({Metric.CONFLICTS: 1}, function="consumer")
 
 
 def build(lake: Lake, *, tables: Registry, now: Now) -> Handler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from freshet.errors import SettingsError
@@ -13,3 +14,11 @@ def required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise SettingsError(name, "is not set; the template sets it for the deployed function")
     return value
+
+
+def metrics_namespace(environ: Mapping[str, str] | None = None) -> str:
+    """The CloudWatch namespace: the template names one for each stack, so that two stacks in one
+    account keep their metrics apart; "Freshet" where nothing is set.
+    """
+    env = os.environ if environ is None else environ
+    return env.get("POWERTOOLS_METRICS_NAMESPACE", "").strip() or "Freshet"

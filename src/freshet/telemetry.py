@@ -3,8 +3,9 @@
 Logs are events with fields, one per decision, never a row's values. They go to stderr: stdout
 belongs to data, and Lambda collects both. Metrics are CloudWatch EMF lines on stdout, which is how
 Lambda takes them; anything that owns its stdout (the CLI, the local runtime) sets
-`POWERTOOLS_METRICS_DISABLED=true` first. Traces exist only in Lambda: elsewhere the tracer is
-disabled. Lines carry the function's name from `POWERTOOLS_SERVICE_NAME`.
+`POWERTOOLS_METRICS_DISABLED=true` first; their namespace is `POWERTOOLS_METRICS_NAMESPACE`. Traces
+exist only in Lambda: elsewhere the tracer is disabled. Lines carry the function's name from
+`POWERTOOLS_SERVICE_NAME`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 from aws_lambda_powertools.tracing import Tracer
 
+from freshet.settings import metrics_namespace
+
 if TYPE_CHECKING:
     from typing import TextIO
 
-NAMESPACE = "Freshet"
 SERVICE = (
     "freshet"  # POWERTOOLS_SERVICE_NAME, set for each function by the template, takes its place
 )
@@ -37,10 +39,12 @@ class LogEvent(StrEnum):
     POLL_COMPLETED = "poll_completed"
     BATCH_COMMITTED = "batch_committed"
     BATCH_FAILED = "batch_failed"
+    TABLE_VACUUMED = "table_vacuumed"
+    TABLE_REFUSED = "table_refused"
 
 
 class Metric(StrEnum):
-    """Names of metrics; each is counted by table or by source (see `count`)."""
+    """Names of metrics; each is counted by table, source or function (see `count`)."""
 
     ACCEPTED = "ChangesAccepted"
     REJECTED = "ChangesRejected"
@@ -56,6 +60,11 @@ class Metric(StrEnum):
     LAG_MS = "IngestLagMilliseconds"
     ROWS_READ = "SourceRowsRead"
     REFUSED_POLLS = "PollsRefused"
+    CONFLICTS = "CommitConflicts"
+    FILES_DELETED = "FilesDeleted"
+    FILES_WAITING = "FilesWaiting"
+    TABLES_REFUSED = "TablesRefused"
+    TABLES_UNFINISHED = "TablesUnfinished"
 
 
 class _Stderr(logging.StreamHandler["TextIO"]):
@@ -87,7 +96,8 @@ def count(
     present: dict[Metric, Any] = {name: value for name, value in values.items() if value}
     if not present:
         return
-    metrics = EphemeralMetrics(namespace=NAMESPACE)
+    # No service: powertools would add it as one more dimension, and alarms would watch nothing.
+    metrics = EphemeralMetrics(namespace=metrics_namespace(), service="")
     for name, value in dimensions.items():
         metrics.add_dimension(name, value)
     for metric, value in present.items():

@@ -23,7 +23,7 @@ from freshet.errors import ConflictError
 from freshet.merge import Outcome, collapse
 from freshet.receipt import Receipt
 from lake.snapshot import CommitConflictError
-from lake.steps import OnStep, Step
+from lake.steps import OnConflict, OnStep, Step
 from lake.table import FileTask, KeyedTable, Rewrite, RewriteMemo, Role, View
 
 # Eight writers on one table lose at most seven races in a row on average; this bounds bad luck, not
@@ -83,9 +83,10 @@ class CurrentState:
         *,
         wait: Callable[[float], object],
         on_step: OnStep,
+        on_conflict: OnConflict,
     ) -> None:
         self.rows, self.tombstones = rows, tombstones
-        self._wait, self._step = wait, on_step
+        self._wait, self._step, self._on_conflict = wait, on_step, on_conflict
         self._lock = threading.Lock()
 
     def apply(self, changes: pa.Table, note: Mapping[str, str]) -> Receipt:
@@ -158,6 +159,7 @@ class CurrentState:
             ):
                 return False
         except CommitConflictError:
+            self._on_conflict(self.rows.spec.name)
             return False
         return not (decision.changes_rows and self._moved(self.tombstones, seen))
 

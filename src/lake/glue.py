@@ -23,7 +23,9 @@ def glue_catalog(client: Any, files: ObjectsFileIO, *, warehouse: str, database:
     """Glue through this client, the database made if it is missing. Raises `StorageError`."""
     catalog = _Glue("freshet", client=client, warehouse=warehouse)
     catalog.files = files
-    # The database is there at every start but the first.
-    with typed_faults(_Glue.place, _Glue.faults), suppress(NamespaceAlreadyExistsError):
-        catalog.create_namespace(database)
+    # Deployed, the template makes it, and the function may not: it looks before it creates.
+    with typed_faults(_Glue.place, _Glue.faults):
+        if not catalog.namespace_exists(database):
+            with suppress(NamespaceAlreadyExistsError):
+                catalog.create_namespace(database)
     return catalog

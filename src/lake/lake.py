@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
+from freshet.clock import Now
 from freshet.contract import Contract, Registry
 from freshet.objects import Objects
 from freshet.receipt import Receipt
@@ -18,8 +20,9 @@ from lake.io import ObjectsFileIO
 from lake.keys import KeyIndex
 from lake.log import LoggedEvent, QuarantinedLine, StreamLogs
 from lake.spec import rows_spec, tombstones_spec
-from lake.steps import OnStep, Step, no_step
+from lake.steps import OnConflict, OnStep, Step, no_conflict, no_step
 from lake.table import FILE_ROWS_MAX, KeyedTable
+from lake.vacuum import GRACE, Vacuum
 
 # Partitions in flight at once: hides store latency (40 ms a call) without holding more than eight
 # in memory.
@@ -32,7 +35,8 @@ class Lake:
     """Current-state tables, tombstones and logs of the declared tables.
 
     `objects` holds everything below `root` (`s3://bucket/prefix` or `file:///folder`);
-    `open_catalog` makes the catalog over our file access.
+    `open_catalog` makes the catalog over our file access. `on_conflict` is told a table's name each
+    time a commit to it comes second and must be planned again.
     """
 
     def __init__(
@@ -45,11 +49,13 @@ class Lake:
         database: str = "freshet",
         wait: Callable[[float], object] = time.sleep,
         on_step: OnStep = no_step,
+        on_conflict: OnConflict = no_conflict,
         io_threads: int = IO_THREADS,
         file_rows_max: int = FILE_ROWS_MAX,
     ) -> None:
         self._tables, self._database, self._wait, self._step = tables, database, wait, on_step
-        self._files = ObjectsFileIO(objects, root)
+        self._on_conflict = on_conflict
+        self._objects, self._files = objects, ObjectsFileIO(objects, root)
         self._catalog = open_catalog(self._files)
         self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="lake")
         self._file_rows_max = file_rows_max
@@ -96,6 +102,18 @@ class Lake:
         keyed = self.current(table).rows
         return keyed.read_all(keyed.view())
 
+    def vacuum(self, *, now: Now, grace: timedelta = GRACE) -> Vacuum:
+        """What deletes files that nothing retained needs, once the grace is over."""
+        return Vacuum(
+            self._objects,
+            self._files,
+            self._catalog,
+            self._database,
+            pool=self._pool,
+            now=now,
+            grace=grace,
+        )
+
     def close(self) -> None:
         """Stop the threads and let go of the catalog."""
         self._pool.shutdown()
@@ -117,4 +135,5 @@ class Lake:
             ),
             wait=self._wait,
             on_step=self._step,
+            on_conflict=self._on_conflict,
         )

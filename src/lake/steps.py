@@ -21,7 +21,12 @@ class Step(StrEnum):
 
 
 OnStep = Callable[[Step], None]
+OnConflict = Callable[[str], None]
 
 
 def no_step(_step: Step) -> None:
     """What a deployment does at each step: nothing."""
+
+
+def no_conflict(_table: str) -> None:
+    """What a lake does of its own when a commit comes second: nothing but plan again."""

@@ -15,7 +15,6 @@ from tests.unit.test_consumer_decode import batch_of, recorded
 
 from consumer import app
 from consumer.app import Handler, build
-from consumer.settings import Settings
 from freshet.contract import Contract, Integer, Money, PartitionField, Registry, Text
 from freshet.errors import SchemaChangeError, SettingsError, StorageError
 from freshet.s3 import S3Objects
@@ -25,9 +24,9 @@ from freshet.testing import EPOCH, MemoryObjects, StoppedClock, change, sale_row
 from freshet.wire import encode_event
 from lake.lake import Lake
 from lake.log import CHANGE_LOG, QUARANTINE
+from lake.settings import LakeSettings
 from lake.testing import LakeSite
-from local.embedded import EmbeddedAws
-from local.runtime import Home, embedded
+from local.runtime import Aws, Home, local_aws
 
 DONE: dict[str, Any] = {"batchItemFailures": []}
 # The events of events/*.json were accepted at 08:30:08, some fractions of a second apart.
@@ -273,7 +272,7 @@ def test_a_contract_the_lake_cannot_follow_is_raised_not_retried_for_ever(
 
 def test_the_deployed_handler_is_composed_from_its_environment(tmp_path: Path) -> None:
     app._opened.cache_clear()
-    with embedded(Home(tmp_path)) as aws:
+    with local_aws(Home(tmp_path)) as aws:
         event = batch_of(encode_event(change(after=sale_row())))
         assert app.handler(event, Context()) == DONE
         keys = listed(aws)
@@ -283,7 +282,7 @@ def test_the_deployed_handler_is_composed_from_its_environment(tmp_path: Path) -
     assert any("/sales/data/sold_at_day=2010-12-01/" in key for key in keys)
 
 
-def listed(aws: EmbeddedAws) -> list[str]:
+def listed(aws: Aws) -> list[str]:
     return list(S3Objects(aws.client("s3"), "freshet-lake").list(""))
 
 
@@ -298,7 +297,7 @@ SETTINGS = {"LAKE_BUCKET": "lake-bucket", "DATABASE": "freshet"}
 
 
 def test_settings_default_to_glue_and_name_the_lakes_root() -> None:
-    settings = Settings.from_env(SETTINGS)
+    settings = LakeSettings.from_env(SETTINGS)
 
     assert (settings.catalog, settings.root) == ("glue", "s3://lake-bucket/lake")
 
@@ -314,7 +313,7 @@ def test_settings_default_to_glue_and_name_the_lakes_root() -> None:
 )
 def test_a_missing_or_wrong_setting_is_named(environment: dict[str, str], variable: str) -> None:
     with pytest.raises(SettingsError, match=variable):
-        Settings.from_env(environment)
+        LakeSettings.from_env(environment)
 
 
 def said(capsys: pytest.CaptureFixture[str], name: LogEvent) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src"
-FUNCTIONS = ("producer", "api_poller", "consumer")
+FUNCTIONS = ("producer", "api_poller", "consumer", "maintenance")
 ROOMS = ("freshet", "lake", "local", *FUNCTIONS)
 AWS = ("boto3", "botocore", "awswrangler", "aws_lambda_powertools", "aws_xray_sdk", "mypy_boto3")
 # The adapters of the language: the one place in it that knows AWS.
 FRESHET_ADAPTERS = {"freshet/kinesis.py", "freshet/s3.py", "freshet/telemetry.py"}
 LAKE_ADAPTERS = {"lake/glue.py"}
+POLLER_ADAPTERS = {"api_poller/credentials.py"}
 PURE = (
     "freshet/arrow.py",
     "freshet/contract.py",
@@ -94,6 +95,7 @@ def test_arrows_point_to_the_language(module: Module) -> None:
         "producer": {"freshet", "producer"},
         "api_poller": {"freshet", "api_poller"},
         "consumer": {"freshet", "lake", "consumer"},
+        "maintenance": {"freshet", "lake", "maintenance"},
         "local": set(ROOMS),
     }[module.room]
 
@@ -102,7 +104,8 @@ def test_arrows_point_to_the_language(module: Module) -> None:
 
 @every_module
 def test_aws_stays_in_adapters_composition_roots_and_the_local_runtime(module: Module) -> None:
-    may = FRESHET_ADAPTERS | LAKE_ADAPTERS | {f"{function}/app.py" for function in FUNCTIONS}
+    adapters = FRESHET_ADAPTERS | LAKE_ADAPTERS | POLLER_ADAPTERS
+    may = adapters | {f"{function}/app.py" for function in FUNCTIONS}
     # The producer's edge is a powertools router; powertools is not AWS's API.
     routes = {"producer/routes.py"}
     if module.room == "local" or module.name in may:

@@ -1,4 +1,6 @@
-"""The consumer's settings; the only place here that reads the environment."""
+"""Where the lake is, as the environment says it: the same variables for every function that opens
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from freshet.settings import required
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LakeSettings:
     """Where the lake is. `catalog_path` is the SQLite file of the `sql` catalog."""
 
     lake_bucket: str
@@ -28,7 +30,7 @@ class Settings:
         return f"s3://{self.lake_bucket}/{self.lake_prefix}"
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str] | None = None) -> Settings:
+    def from_env(cls, environment: Mapping[str, str] | None = None) -> LakeSettings:
         """Settings from environment variables. Raises `SettingsError` naming the variable."""
         env = os.environ if environment is None else environment
         catalog = env.get("CATALOG", "glue")
