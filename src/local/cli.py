@@ -1,4 +1,4 @@
-"""The `freshet` command: the pipeline on a laptop, from a terminal.
+"""The `freshet` command: the pipeline on a laptop, or the one that is deployed, from a terminal.
 
 Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
 Every command is safe to repeat; what `send` repeats is the same change only if it carries its own
@@ -16,18 +16,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from freshet.clock import utc_now
 from freshet.contract import Contract
 from freshet.errors import FreshetError, RejectedError, UnknownTableError
 from freshet.event import key_text, parse_key_text
 from freshet.tables import TABLES
+from local.clouds import Cloud, Where, cloud
 from local.output import Format, plain, print_json, print_rows, say, talk
-from local.runtime import SOURCES, Home, Pipeline, open_lake, poll_beside
+from local.runtime import SOURCES, Pipeline
 
 DEFAULT_HOME = Path(".freshet")
 REFUSALS_SHOWN = 20
@@ -41,7 +43,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Keep lake tables fresh from a stream of changes, whole on a laptop.",
     epilog="Begin with: freshet demo",
 )
 
@@ -53,12 +54,39 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 TABLE_NAMES = ", ".join(TABLES.names)
 
 
+@app.callback()
+def where(
+    context: typer.Context,
+    *,
+    aws: Annotated[
+        Where,
+        typer.Option(
+            envvar="FRESHET_AWS",
+            help="Where AWS is: on this machine, in LocalStack (`make local-aws`), or a deployed "
+            "stack in the account that the environment points to.",
+        ),
+    ] = Where.EMBEDDED,
+    stack: Annotated[
+        str, typer.Option(envvar="FRESHET_STACK", help="With --aws account: the stack's name.")
+    ] = "freshet",
+) -> None:
+    """Keep lake tables fresh from a stream of changes, on a laptop or deployed."""
+    context.obj = (aws, stack)
+
+
+def _cloud(context: typer.Context, home: Path) -> Cloud:
+    """Where AWS is, as the options before the command say."""
+    aws, stack = context.obj
+    return cloud(aws, home, stack)
+
+
 class Failed(Exception):  # noqa: N818 - a verdict, not an error
     """The command did its work and the answer is no."""
 
 
 @app.command(epilog="Example: freshet demo", short_help="Run a real month; compare with pandas.")
 def demo(
+    context: typer.Context,
     *,
     data: Annotated[
         Path | None,
@@ -75,19 +103,23 @@ def demo(
     from local.demo import run
     from local.report import print_report, to_json
 
-    landed, comparisons, shown = run(Home(home), data)
+    landed, comparisons, shown = run(_cloud(context, home).demo_home(), data)
     if as_json:
         print_json(to_json(landed, comparisons, shown))
     else:
         print_report(landed, comparisons, shown)
     if any(comparison.differences for comparison in comparisons):
         raise Failed("the lake differs from the independent answer")
-    _say_next("" if home == DEFAULT_HOME else f" --home {home}")
+    aws = context.obj[0]
+    _say_next(
+        "" if aws is Where.EMBEDDED else f" --aws {aws}",
+        "" if home == DEFAULT_HOME else f" --home {home}",
+    )
 
 
-def _say_next(home: str) -> None:
+def _say_next(aws: str, home: str) -> None:
     is_here = Path(sys.argv[0]).is_file() and not shutil.which("freshet")
-    freshet = os.path.relpath(sys.argv[0]) if is_here else "freshet"
+    freshet = (os.path.relpath(sys.argv[0]) if is_here else "freshet") + aws
     say("Next, look around in what the demo left behind:")
     say(f'  {freshet} query "FROM sales WHERE returned_quantity > 0 LIMIT 5"{home}')
     say(f"  {freshet} why sales 536374-1{home}")
@@ -99,6 +131,7 @@ def _say_next(home: str) -> None:
     short_help="Run the pipeline until Ctrl-C.",
 )
 def up(
+    context: typer.Context,
     *,
     port: Annotated[
         int, typer.Option(help="Port of the HTTP gateway; 0 takes a free one.", min=0, max=65535)
@@ -116,17 +149,16 @@ def up(
     """Run the pipeline until Ctrl-C: HTTP in, tables out."""
     rates = dict(_rate(text) for text in poll or [])
     sources = dict(_place(text) for text in url or [])
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stopped()
+    folder = _cloud(context, home).home("up")
     with Pipeline(
-        Home(home), port=port, sources=sources, rates_s=rates, on_firing=_tell_firing
+        folder, port=port, sources=sources, rates_s=rates, on_firing=_tell_firing
     ) as pipeline:
         places = [
             ("gateway", pipeline.gateway.url),
             ("API", f"{pipeline.gateway.url}/openapi.json"),
             ("AWS endpoint", pipeline.aws.endpoint_url),
-            ("state", str(home)),
+            ("state", str(folder.folder)),
         ]
         print_rows(("what", "where"), places, Format.TABLE)
         sys.stdout.flush()
@@ -171,10 +203,52 @@ def _tell_firing(firing: Any) -> None:
 
 
 @app.command(
+    epilog="Example: freshet local-deploy --port 0",
+    short_help="Deploy the template to this machine until Ctrl-C.",
+)
+def local_deploy(
+    *,
+    port: Annotated[
+        int, typer.Option(help="Port of embedded AWS; 0 takes a free one.", min=0, max=65535)
+    ] = 4566,
+    stack: Annotated[str, typer.Option(help="Name of the stack.")] = "freshet-local",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Build the template, deploy it to AWS embedded in this process, and keep it until Ctrl-C.
+
+    The SAM CLI does both, as for an account; functions run as local processes. The stack's data
+    is in memory and ends with it.
+    """
+    from local.stack import StackAws, deploy_here
+
+    with StackAws(home / "stack" / "aws", port) as aws:
+        deployed = deploy_here(home / "stack", aws, stack, say)
+        say(f"deployed {deployed.resources} resources")
+        print_rows(("output", "value"), sorted(deployed.outputs.items()), Format.TABLE)
+        sys.stdout.flush()
+        for line in deployed.commands(aws.endpoint_url):
+            say(line)
+        stop = _stopped()
+        say("running; stop with Ctrl-C")
+        while not stop.wait(WATCH_S):
+            aws.refuse_death()
+        say("stopping")
+
+
+def _stopped() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set from now on."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@app.command(
     epilog="Example: freshet send events.ndjson --table sales",
     short_help="Post change events over HTTP.",
 )
 def send(
+    context: typer.Context,
     *,
     file: Annotated[
         str,
@@ -191,12 +265,11 @@ def send(
     Beside a running `freshet up` it returns when the stream has accepted them; alone it starts the
     pipeline and returns when they are queryable.
     """
-    from local.sending import Sender, Sent, batches, event_lines
+    from local.sending import Sent, batches, event_lines
 
     _contract(table)  # a typo should not start a pipeline
     total, index = Sent(), 0
-    with _content(file) as content, _gateway(Home(home)) as url:
-        sender = Sender(url)
+    with _content(file) as content, _cloud(context, home).sender() as sender:
         for batch in batches(event_lines(content)):
             total.add(sender.send(table, batch, first_index=index))
             index += len(batch)
@@ -234,20 +307,9 @@ def _content(file: str) -> Iterator[Iterator[bytes]]:
         yield iter(opened)
 
 
-@contextmanager
-def _gateway(home: Home) -> Iterator[str]:
-    """The running pipeline's gateway; or a pipeline for this command alone, drained at the end."""
-    owner = home.owner()
-    if owner is not None:
-        yield owner.gateway
-        return
-    with Pipeline(home) as pipeline:
-        yield pipeline.gateway.url
-        pipeline.drain()
-
-
 @app.command("poll", epilog="Example: freshet poll ecb", short_help="Poll a source once.")
 def poll_source(
+    context: typer.Context,
     *,
     source: Annotated[str, typer.Argument(help=f"One of: {', '.join(SOURCES)}.")],
     url: Annotated[
@@ -259,7 +321,8 @@ def poll_source(
     """Poll a source once: what changed since the last poll goes into the stream."""
     if source not in SOURCES:
         raise typer.BadParameter(f"{source!r} is not a source; sources: {', '.join(SOURCES)}")
-    report = _poll(Home(home), source, dict([_place(f"{source}={url}")]) if url else {})
+    places = dict([_place(f"{source}={url}")]) if url else {}
+    report = _cloud(context, home).poll(source, places)
     if as_json:
         print_json(report)
         return
@@ -269,21 +332,12 @@ def poll_source(
         say(problem)
 
 
-def _poll(home: Home, source: str, sources: dict[str, str]) -> dict[str, Any]:
-    owner = home.owner()
-    if owner is not None:
-        return poll_beside(home, owner, source, sources)
-    with Pipeline(home, sources=sources) as pipeline:
-        report = pipeline.poll(source)
-        pipeline.drain()
-        return report
-
-
 @app.command(
     epilog='Example: freshet query "SELECT count(*) AS sales FROM sales"',
     short_help="Ask the lake in SQL.",
 )
 def query(
+    context: typer.Context,
     *,
     sql: Annotated[str, typer.Argument(help="SQL (DuckDB); `-` reads it from standard input.")],
     output: Annotated[
@@ -301,8 +355,8 @@ def query(
     text = sys.stdin.read() if sql == "-" else sql
     if not text.strip():
         raise typer.BadParameter("there is no SQL to run")
-    with open_lake(Home(home)) as (lake, endpoint):
-        columns, rows = ask(connect(lake, endpoint), text)
+    with _cloud(context, home).lake() as (lake, access):
+        columns, rows = ask(connect(lake, access), text)
     if columns:  # a statement such as COPY answers nothing
         print_rows(columns, rows, Format.JSON if as_json else output)
 
@@ -311,9 +365,11 @@ def query(
     epilog="Example: freshet tables",
     short_help="List tables: keys, partitions, rows, files.",
 )
-def tables(*, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+def tables(
+    context: typer.Context, *, home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
+) -> None:
     """List the tables: keys, partitions, rows, files and the last commit."""
-    with open_lake(Home(home)) as (lake, _):
+    with _cloud(context, home).lake() as (lake, _):
         rows = [_table_row(lake, contract) for contract in TABLES]
     columns = ("table", "key", "partition", "rows", "files", "snapshot", "committed")
     print_rows(columns, rows, Format.JSON if as_json else Format.TABLE)
@@ -339,6 +395,7 @@ def _utc(timestamp_ms: int) -> str:
 
 @app.command(epilog="Example: freshet why sales 536365-1", short_help="Tell the story of one row.")
 def why(
+    context: typer.Context,
     *,
     table: Annotated[str, typer.Argument(help=f"Table name: {TABLE_NAMES}.")],
     key: Annotated[
@@ -355,7 +412,7 @@ def why(
 
     contract = _contract(table)
     canonical = _key(contract, key)
-    with open_lake(Home(home)) as (lake, _):
+    with _cloud(context, home).lake() as (lake, _):
         chapters = story(lake, table, canonical)
     if as_json:
         print_json(
@@ -385,6 +442,7 @@ def _plain(event: dict[str, Any]) -> dict[str, Any]:
     epilog="Example: freshet verify sales", short_help="Check the laws on the lake itself."
 )
 def verify(
+    context: typer.Context,
     *,
     table: Annotated[list[str] | None, typer.Argument(help="Tables; default: all.")] = None,
     home: HomeOption = DEFAULT_HOME,
@@ -395,8 +453,9 @@ def verify(
 
     contracts = [_contract(name) for name in table] if table else list(TABLES)
     # What is in flight is in the log and not yet in a table: no verdict on a moving lake.
-    Home(home).refuse_owner()
-    with open_lake(Home(home)) as (lake, _):
+    place = _cloud(context, home)
+    place.be_at_rest()
+    with place.lake() as (lake, _):
         checks = [
             check for contract in contracts for check in verify_table(lake, contract, progress=say)
         ]
@@ -425,6 +484,54 @@ def _tell_checks(checks: Sequence[Any], *, as_json: bool) -> None:
     for check in checks:
         for finding in check.findings:
             say(f"{check.table}: {finding}")
+
+
+@app.command(
+    epilog="Example: freshet maintain sales --dry-run",
+    short_help="Delete files that nothing needs any more.",
+)
+def maintain(
+    context: typer.Context,
+    *,
+    table: Annotated[list[str] | None, typer.Argument(help="Tables; default: all.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")
+    ] = False,
+    grace_hours: Annotated[
+        int,
+        typer.Option(help="How long a file stays once nothing needs it.", min=1, max=8784),
+    ] = 24,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete files that nothing needs any more: replaced ones, and those of dead commits.
+
+    One run sees a file, a run an hour later knows that nothing will need it again, and one after
+    the grace deletes it. Safe beside a running `freshet up`, and for whoever reads meanwhile.
+    """
+    from lake.vacuum import Outcome
+
+    contracts = [_contract(name) for name in table] if table else list(TABLES)
+    place = _cloud(context, home)
+    place.home("maintain")  # a deployed lake has a function for that
+    with place.lake() as (lake, _):
+        vacuum = lake.vacuum(now=utc_now, grace=timedelta(hours=grace_hours))
+        done = vacuum.run(contracts, dry_run=dry_run, progress=say)
+    _tell_vacuumed([one.to_json() for one in done], as_json=as_json)
+    refused = [one.table for one in done if one.outcome is Outcome.REFUSED]
+    if refused:
+        raise Failed(f"refused to delete files of {', '.join(refused)}: the lines above say why")
+
+
+def _tell_vacuumed(done: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(done)
+        return
+    shown = ("table", "outcome", "listed", "referenced", "waiting", "deleted", "left")
+    print_rows(shown, [[one[name] for name in shown] for one in done], Format.TABLE)
+    for one in done:
+        if one["detail"]:
+            say(f"{one['table']}: {one['detail']}")
 
 
 def _contract(table: str) -> type[Contract]:

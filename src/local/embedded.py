@@ -39,6 +39,7 @@ START_DEADLINE_S = 60.0
 LOCK_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 5.0
 HEALTH_POLL_S = 0.02
+STREAM_POLL_S = 0.2  # LocalStack makes a stream within a second
 PORT_REMEDY = "choose another port for embedded AWS, or 0 for a free one"
 
 
@@ -70,7 +71,7 @@ class EmbeddedAws:
 
     def start(self) -> None:
         """Return when the services answer; LocalRuntimeError when port, folder or child refuses."""
-        lock = _claim(self._folder)
+        lock = claim(self._folder)
         with lock, listening_socket(HOST, self._wanted_port, remedy=PORT_REMEDY) as listening:
             self._port = listening.getsockname()[1]
             self._child = self._spawn(listening.fileno(), lock.fileno())
@@ -130,22 +131,11 @@ class EmbeddedAws:
 
     def ensure_stream(self, name: str, shards: int = 1) -> str:
         """Create the stream if it is missing and return its ARN; shards of an old one stay."""
-        kinesis = self.client("kinesis")
-        try:
-            kinesis.create_stream(StreamName=name, ShardCount=shards)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ResourceInUseException":
-                raise
-        return kinesis.describe_stream_summary(StreamName=name)["StreamDescriptionSummary"][
-            "StreamARN"
-        ]
+        return ensure_stream(self.client("kinesis"), name, shards)
 
     def ensure_bucket(self, name: str) -> str:
         """Create the bucket if it is missing and return its name."""
-        self.client("s3").create_bucket(
-            Bucket=name
-        )  # us-east-1 answers 200 for a bucket one already owns
-        return name
+        return ensure_bucket(self.client("s3"), name)
 
     def _new_client(self, service: str) -> Any:
         return self._session.client(
@@ -164,16 +154,19 @@ class EmbeddedAws:
         )
 
     def _spawn(self, listening: int, lock: int) -> subprocess.Popen[bytes]:
-        server = Path(__file__).with_name("embedded_server.py")
         with (self._folder / "embedded.log").open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and script
-                [sys.executable, "-I", str(server), str(self._folder), str(listening)],
+                self._command(listening),
                 stdin=subprocess.PIPE,  # its end-of-file tells the child that this process is gone
                 stdout=log,
                 stderr=log,
                 pass_fds=(listening, lock),  # the child holds the folder's lock as long as it lives
                 start_new_session=True,  # Ctrl-C is for us; we stop the child in our own order
             )
+
+    def _command(self, listening: int) -> list[str]:
+        server = Path(__file__).with_name("embedded_server.py")
+        return [sys.executable, "-I", str(server), str(self._folder), str(listening)]
 
     def _wait_until_healthy(self) -> None:
         give_up_at = time.monotonic() + START_DEADLINE_S
@@ -206,7 +199,33 @@ def listening_socket(host: str, port: int, *, remedy: str) -> socket.socket:
     return listening
 
 
-def _claim(folder: Path) -> Any:
+def ensure_stream(kinesis: KinesisClient, name: str, shards: int) -> str:
+    """Create the stream if it is missing; its ARN once it takes records.
+
+    LocalRuntimeError when it never does.
+    """
+    try:
+        kinesis.create_stream(StreamName=name, ShardCount=shards)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ResourceInUseException":
+            raise
+    give_up_at = time.monotonic() + START_DEADLINE_S
+    while True:
+        stream = kinesis.describe_stream_summary(StreamName=name)["StreamDescriptionSummary"]
+        if stream["StreamStatus"] in {"ACTIVE", "UPDATING"}:
+            return stream["StreamARN"]
+        if time.monotonic() > give_up_at:
+            raise LocalRuntimeError(f"stream {name} stays {stream['StreamStatus']}; delete it")
+        time.sleep(STREAM_POLL_S)
+
+
+def ensure_bucket(s3: S3Client, name: str) -> str:
+    """Create the bucket if it is missing and return its name."""
+    s3.create_bucket(Bucket=name)  # us-east-1 answers 200 for a bucket one already owns
+    return name
+
+
+def claim(folder: Path) -> Any:
     """Lock the folder: two servers in it would overwrite each other's state."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""The whole pipeline on a laptop: the deployed handlers over embedded AWS, in one home folder.
+"""The whole pipeline on a laptop: the deployed handlers over a local AWS, in one home folder.
 
 A home holds everything: embedded AWS's state, the SQLite catalog, the mapping's checkpoints. It
 survives restarts and kills. One process owns a home at a time; others find the owner's addresses in
-`runtime.json`.
+`runtime.json`. What of this differs over another local AWS is a method of `Home`.
 """
 
 # ruff: noqa: PLC0415 - functions are imported when they are run: `freshet --help` needs none
@@ -17,10 +17,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from freshet.tables import TABLES
 from local.delivery import ENDLESS, MappingSettings
@@ -81,15 +81,67 @@ class Addresses:
     pid: int
 
 
+class Aws(Protocol):
+    """What a pipeline needs of the AWS it runs on."""
+
+    @property
+    def client(self) -> Callable[..., Any]:
+        """Makes or returns the boto3 client of a service."""
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where it is."""
+
+    def ensure_stream(self, name: str, shards: int = 1) -> str:
+        """Create the stream if it is missing and return its ARN."""
+
+    def ensure_bucket(self, name: str) -> str:
+        """Create the bucket if it is missing and return its name."""
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which an AWS SDK in a function finds it."""
+
+
+@dataclass(frozen=True)
+class LakeAccess:
+    """How a reader beside the lake reaches its objects below `root` (`s3://bucket/prefix`)."""
+
+    root: str
+    endpoint_url: str
+    region: str
+    key_id: str
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
 @dataclass(frozen=True)
 class Home:
     """The folder of one local pipeline."""
 
     folder: Path
 
+    def open_aws(self) -> AbstractContextManager[Aws]:
+        """The AWS that this home's pipeline runs on, for as long as it is needed."""
+        return EmbeddedAws(self.aws)
+
+    def aws_beside(self, owner: Addresses) -> dict[str, str]:
+        """The variables with which an SDK finds the AWS of the process that runs this home."""
+        return EmbeddedAws(self.aws).environment() | {"AWS_ENDPOINT_URL": owner.aws}
+
+    def held(self) -> AbstractContextManager[object]:
+        """Keep other pipelines out of this home; embedded AWS does that itself."""
+        return nullcontext()
+
+    def refuse_demo(self) -> None:
+        """LocalRuntimeError where a demo would meet data that it cannot tell from its own."""
+
+    def settings(self) -> dict[str, str]:
+        """What the functions of this home are told beside names and sources."""
+        return {"CATALOG": "sql", "CATALOG_PATH": str(self.catalog)}
+
     @property
     def aws(self) -> Path:
-        """State of embedded AWS."""
+        """State of embedded AWS, and the lock of whoever runs this home."""
         return self.folder / "aws"
 
     @property
@@ -185,8 +237,7 @@ def function_environment(
         "LAKE_BUCKET": LAKE_BUCKET,
         "LAKE_PREFIX": LAKE_PREFIX,
         "DATABASE": DATABASE,
-        "CATALOG": "sql",
-        "CATALOG_PATH": str(home.catalog),
+        **home.settings(),
         "POWERTOOLS_METRICS_DISABLED": "true",  # EMF lines would mix with data on stdout
         "POWERTOOLS_LOG_LEVEL": os.environ.get("POWERTOOLS_LOG_LEVEL", "WARNING"),
     }
@@ -204,10 +255,10 @@ def _forget_real_aws() -> None:
 
 
 @contextmanager
-def embedded(home: Home, sources: Mapping[str, str] | None = None) -> Iterator[EmbeddedAws]:
-    """Embedded AWS of a home with its stream and buckets; sets the functions' environment."""
+def local_aws(home: Home, sources: Mapping[str, str] | None = None) -> Iterator[Aws]:
+    """The AWS of a home with its stream and buckets; sets the functions' environment."""
     _forget_real_aws()
-    with EmbeddedAws(home.aws) as aws:
+    with home.open_aws() as aws:
         aws.ensure_stream(STREAM, SHARDS)
         for bucket in (LAKE_BUCKET, STATE_BUCKET, FAILURES_BUCKET):
             aws.ensure_bucket(bucket)
@@ -303,7 +354,8 @@ class Pipeline:
         self.home.refuse_owner()
         self._progress = _Progress(self.home.log)
         with ExitStack() as stack:
-            self.aws = stack.enter_context(embedded(self.home, self.sources))
+            stack.enter_context(self.home.held())
+            self.aws = stack.enter_context(local_aws(self.home, self.sources))
             self._start(stack)
             self._running = stack.pop_all()
         return self
@@ -417,16 +469,16 @@ class Pipeline:
 
 
 @contextmanager
-def reading(home: Home) -> Iterator[str]:
-    """The endpoint of a home's AWS: the running owner's, or one started for the purpose."""
+def reading(home: Home) -> Iterator[None]:
+    """The environment leads to a home's AWS: the running owner's, or one started meanwhile."""
     home.require()
     owner = home.owner()
     if owner is None:
-        with embedded(home) as aws:
-            yield aws.endpoint_url
+        with local_aws(home):
+            yield
         return
     _point_functions_at(owner, home, {})
-    yield owner.aws
+    yield
 
 
 def poll_beside(
@@ -446,19 +498,33 @@ def poll_beside(
 
 def _point_functions_at(owner: Addresses, home: Home, sources: Mapping[str, str]) -> None:
     _forget_real_aws()
-    aws = EmbeddedAws(home.aws).environment() | {"AWS_ENDPOINT_URL": owner.aws}
-    os.environ.update(function_environment(aws, home, sources))
+    os.environ.update(function_environment(home.aws_beside(owner), home, sources))
 
 
 @contextmanager
-def open_lake(home: Home) -> Iterator[tuple[Any, str]]:
-    """A home's lake for reading, and its S3 endpoint."""
-    with reading(home) as endpoint:
-        from consumer.app import open_lake as opened
-        from consumer.settings import Settings
+def open_lake(home: Home) -> Iterator[tuple[Any, LakeAccess]]:
+    """A home's lake for reading, and how to reach its objects."""
+    with reading(home):
+        import boto3
 
-        lake = opened(Settings.from_env(), TABLES)
+        from lake.opening import open_lake as opened
+        from lake.settings import LakeSettings
+
+        settings = LakeSettings.from_env()
+        lake = opened(settings, TABLES, boto3.client)
         try:
-            yield lake, endpoint
+            yield lake, _access(settings.root)
         finally:
             lake.close()
+
+
+def _access(root: str) -> LakeAccess:
+    env = os.environ
+    return LakeAccess(
+        root,
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        region=env["AWS_REGION"],
+        key_id=env["AWS_ACCESS_KEY_ID"],
+        secret=env["AWS_SECRET_ACCESS_KEY"],
+        token=env.get("AWS_SESSION_TOKEN"),
+    )

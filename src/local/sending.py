@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import urllib3
 
-from freshet.errors import RejectedError, TransientError
+from freshet.errors import RejectedError, TerminalError, TransientError
 
 BATCH_EVENTS_MAX = 500
 # Half of Lambda's 6 MB payload: room for the envelope and for escapes.
@@ -25,7 +25,18 @@ ROUNDS_MAX = 8
 PAUSE_S_FIRST = 0.2
 _NDJSON = {"content-type": "application/x-ndjson"}
 _THROTTLED = (429, 503)
+_UNAUTHORISED = (401, 403)
 _JSON = json.JSONDecoder()
+
+
+# Adds to a request (method, URL, body, headers) what says who sends it; the headers to send.
+Authorise = Callable[[str, str, bytes, Mapping[str, str]], Mapping[str, str]]
+
+
+def _anonymous(
+    _method: str, _url: str, _body: bytes, headers: Mapping[str, str]
+) -> Mapping[str, str]:
+    return headers
 
 
 class GatewayUnreachableError(TransientError):
@@ -33,7 +44,19 @@ class GatewayUnreachableError(TransientError):
 
     def __init__(self, url: str, detail: str) -> None:
         self.url = url
-        super().__init__(f"{url} did not answer ({detail}); is `freshet up` running?")
+        super().__init__(f"{url} did not answer ({detail}); is it running?")
+
+
+class UnauthorisedError(TerminalError):
+    """The API does not let this caller in; nothing of the batch was taken."""
+
+    def __init__(self, url: str, status: int) -> None:
+        self.url, self.status = url, status
+        super().__init__(
+            f"{url} answers {status}: attach the stack's SendChangesPolicy (output "
+            "SendChangesPolicyArn) to your AWS identity, or, where the API takes tokens, "
+            "set FRESHET_TOKEN to a valid one"
+        )
 
 
 class StillThrottledError(TransientError):
@@ -83,10 +106,12 @@ class Sender:
         self,
         url: str,
         *,
+        authorise: Authorise = _anonymous,
         wait: Callable[[float], object] = time.sleep,
         new_key: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._url, self._wait, self._new_key = url, wait, new_key
+        self._authorise = authorise
         self._http = urllib3.PoolManager(
             maxsize=8, retries=False, timeout=urllib3.Timeout(connect=5, read=60)
         )
@@ -94,7 +119,7 @@ class Sender:
     def send(self, table: str, lines: Sequence[bytes], *, first_index: int = 0) -> Sent:
         """Post one batch of JSON lines; resend what the stream throttled, within bounds.
 
-        Raises `GatewayUnreachableError` and `StillThrottledError`.
+        Raises `GatewayUnreachableError`, `StillThrottledError` and `UnauthorisedError`.
         """
         sent = Sent()
         left = first = [_Event(index, line) for index, line in enumerate(lines, first_index)]
@@ -124,10 +149,13 @@ class Sender:
         url = f"{self._url}/v1/tables/{table}/changes"
         lines = b"\n".join(event.line for event in events)
         headers = _NDJSON if key is None else {**_NDJSON, "idempotency-key": key}
+        headers = dict(self._authorise("POST", url, lines, headers))
         try:
             answer = self._http.request("POST", url, body=lines, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             raise GatewayUnreachableError(self._url, type(error).__name__) from error
+        if answer.status in _UNAUTHORISED:
+            raise UnauthorisedError(self._url, answer.status)
         return answer.status, _body(answer.status, answer.data)
 
 

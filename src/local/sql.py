@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +20,7 @@ from freshet.errors import TerminalError
 from freshet.tables import TABLES
 from lake.lake import Lake
 from lake.log import CHANGE_LOG, CHANGE_LOG_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA
-from local.runtime import LAKE_BUCKET, LAKE_PREFIX
+from local.runtime import LakeAccess
 
 LOG_SCHEMAS = {CHANGE_LOG: CHANGE_LOG_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA}
 _SHAPES = "freshet_shapes"  # a schema of its own keeps them out of SHOW TABLES
@@ -34,14 +35,11 @@ class QueryError(TerminalError):
         super().__init__(" ".join(str(error).partition("\n\n")[0].split()))
 
 
-def connect(lake: Lake, endpoint: str) -> duckdb.DuckDBPyConnection:
+def connect(lake: Lake, access: LakeAccess) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection in which the lake's tables, tombstones and logs are views."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
     connection.execute(f"LOAD '{_extension('httpfs')}'")
-    connection.execute(
-        "CREATE SECRET (TYPE s3, KEY_ID 'local', SECRET 'local', REGION 'us-east-1', "
-        f"ENDPOINT '{endpoint.removeprefix('http://')}', URL_STYLE 'path', USE_SSL false)"
-    )
+    connection.execute(_secret(access))
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(f"CREATE SCHEMA {_SHAPES}")
     for contract in TABLES:
@@ -49,8 +47,26 @@ def connect(lake: Lake, endpoint: str) -> duckdb.DuckDBPyConnection:
         for table in (current.rows, current.tombstones):
             _table_view(connection, table)
     for log, schema in LOG_SCHEMAS.items():
-        _log_view(connection, log, schema)
+        _log_view(connection, f"{access.root}/{log}", log, schema)
     return connection
+
+
+def _secret(access: LakeAccess) -> str:
+    """The statement that gives DuckDB its credentials and endpoint."""
+    endpoint = urlsplit(access.endpoint_url)
+    told = {
+        "KEY_ID": access.key_id,
+        "SECRET": access.secret,
+        "REGION": access.region,
+        "ENDPOINT": endpoint.netloc,
+        # Every S3 takes it; the other style needs a name for each bucket, which stand-ins lack.
+        "URL_STYLE": "path",
+    }
+    if access.token:
+        told["SESSION_TOKEN"] = access.token
+    values = ", ".join(f"{name} {_quoted(value)}" for name, value in told.items())
+    ssl = "true" if endpoint.scheme == "https" else "false"
+    return f"CREATE SECRET (TYPE s3, {values}, USE_SSL {ssl})"
 
 
 # A batch cut differently when it was redelivered is logged under another name: a line counts once.
@@ -88,11 +104,11 @@ def _table_view(connection: duckdb.DuckDBPyConnection, table: Any) -> None:
     _view(connection, table.spec.name, table.spec.schema, source if files else None)
 
 
-def _log_view(connection: duckdb.DuckDBPyConnection, log: str, schema: Any) -> None:
+def _log_view(connection: duckdb.DuckDBPyConnection, root: str, log: str, schema: Any) -> None:
     """A view over a log's folders, whose names are columns too."""
     for folder, kind in LOG_FOLDERS.items():
         schema = schema.append(pa.field(folder, kind))
-    pattern = f"'s3://{LAKE_BUCKET}/{LAKE_PREFIX}/{log}/**/*.parquet'"
+    pattern = _quoted(f"{root}/**/*.parquet")
     found = connection.execute(f"SELECT count(*) FROM glob({pattern})").fetchone()
     source = f"{pattern}, hive_partitioning = true" if found and found[0] else None
     _view(connection, log, schema, source, keep=_ONCE)

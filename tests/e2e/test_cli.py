@@ -66,23 +66,27 @@ def test_help_names_every_command_and_answers_without_a_home(freshet: Run, tmp_p
     assert set(COMMANDS) == {
         "demo",
         "up",
+        "local-deploy",
         "send",
         "poll",
         "query",
         "tables",
         "why",
         "verify",
+        "maintain",
     }
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", done.out, flags=re.MULTILINE)
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo", "up"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo", "up", "local-deploy"}))
 def test_the_example_in_the_help_runs(
     freshet: Run, tmp_path: Path, home: Path, rates: str, name: str
 ) -> None:
-    """`demo` has its own file; `up` follows. The sale of the example is one of the demo's."""
+    """`demo` and `local-deploy` have files of their own; `up` follows. The sale of the example is
+    one of the demo's.
+    """
     (tmp_path / "events.ndjson").write_text(ndjson([{"after": sale_row("536365-1")}]))
     sources = {"ECB_URL": rates, "ECB_START": "2010-12-01"}
     if name == "why":
@@ -267,6 +271,8 @@ def test_a_source_that_does_not_answer_is_named(freshet: Run, tmp_path: Path) ->
         (("why", "exchange_rates", "USD,2010-13-01"), 2, "not a date"),
         (("why", "nosuch", "1"), 2, "unknown table 'nosuch'; declared tables: sales"),
         (("verify", "nosuch"), 2, "unknown table 'nosuch'"),
+        (("maintain", "nosuch"), 2, "unknown table 'nosuch'"),
+        (("maintain", "--grace-hours", "0"), 2, "grace-hours"),
         (("send", "-", "--table", "nosuch"), 2, "unknown table 'nosuch'"),
         (("send", "nosuch.ndjson", "--table", "sales"), 2, "cannot read 'nosuch.ndjson'"),
         (("poll", "nosuch"), 2, "sources: platzi, ecb"),
@@ -290,7 +296,13 @@ def test_bad_input_gets_one_clear_line_and_its_code(
 def test_asking_a_home_where_nothing_ever_ran_says_so_and_makes_nothing(
     freshet: Run, tmp_path: Path
 ) -> None:
-    for arguments in (("tables",), ("query", "SELECT 1"), ("why", "sales", "1"), ("verify",)):
+    for arguments in (
+        ("tables",),
+        ("query", "SELECT 1"),
+        ("why", "sales", "1"),
+        ("verify",),
+        ("maintain",),
+    ):
         done = freshet(tmp_path / "nosuch", *arguments)
         assert done.code == 1
         assert "no pipeline has run in" in done.error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -45,14 +48,45 @@ def assert_runs(block: str, environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
+def sam_local_lines() -> list[str]:
+    """The lines of the README that run functions in containers."""
+    return [line for line in README.splitlines() if "/sam local " in line]
+
+
+@pytest.mark.parametrize("line", sam_local_lines())
+def test_the_readmes_sam_local_commands_ask_for_nothing_but_a_container_runtime(line: str) -> None:
+    """There is none where this runs: SAM takes every argument before it says so."""
+    if container_runtime_answers():
+        pytest.skip("with a container runtime the commands want LocalStack as well")
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{line}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=BLOCK_S_MAX,
+        check=False,
+    )
+    assert "requires a container runtime" in done.stderr
+
+
+def container_runtime_answers() -> bool:
+    docker = shutil.which("docker")
+    return (
+        docker is not None
+        and not subprocess.run(
+            [docker, "info"], capture_output=True, timeout=30, check=False
+        ).returncode
+    )
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     assert TEST_COMMAND in BLOCKS
     assert TEST_COMMAND.strip() in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_every_make_target_the_readme_names_exists() -> None:
-    named = set(re.findall(r"make ([a-z]+)", README))
+    named = set(re.findall(r"make ([a-z-]+)", README))
 
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
     assert named <= targets

@@ -18,7 +18,7 @@ from freshet.tables import TABLES
 from freshet.testing import StoppedClock, change, rate_row, sale_row
 from freshet.wire import encode_event, encode_record
 from lake.lake import Lake
-from local.runtime import Home, open_lake
+from local.runtime import Home, LakeAccess, open_lake
 from local.sql import QueryError, ask, connect
 
 LOGGED = "change_log", "quarantine"
@@ -26,16 +26,16 @@ LOGGED = "change_log", "quarantine"
 
 @dataclass
 class Open:
-    """A lake in embedded S3 and where that is."""
+    """A lake in embedded S3 and the way there."""
 
     lake: Lake
-    endpoint: str
+    access: LakeAccess
 
     def land(self, event: dict[str, Any]) -> None:
         build(self.lake, tables=TABLES, now=StoppedClock())(event, None)
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
-        connection = connect(self.lake, self.endpoint)
+        connection = connect(self.lake, self.access)
         try:
             return ask(connection, query)[1]
         finally:
@@ -53,8 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def opened(home: Home) -> Iterator[Open]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        with open_lake(home) as (lake, endpoint):
-            yield Open(lake, endpoint)
+        with open_lake(home) as (lake, access):
+            yield Open(lake, access)
 
 
 def test_everything_is_there_and_empty_before_the_first_event(opened: Open) -> None:
@@ -121,7 +121,7 @@ def test_a_query_sees_only_the_current_snapshot(opened: Open) -> None:
 
 
 def test_a_connection_keeps_its_snapshot_while_others_commit(opened: Open) -> None:
-    connection = connect(opened.lake, opened.endpoint)
+    connection = connect(opened.lake, opened.access)
     [(before,)] = ask(connection, "SELECT count(*) FROM sales")[1]
     event = batch_of(encode_event(change(after=sale_row("NEW-1"))))
     event["Records"][0]["kinesis"]["sequenceNumber"] = "7000"
