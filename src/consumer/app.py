@@ -62,6 +62,8 @@ def build(lake: Lake, *, tables: Registry, now: Now) -> Handler:
             receipt = land(batch, lake, tables)
         except TransientError as error:
             logger.warning(LogEvent.BATCH_FAILED, extra={"batch": batch.name, "error": str(error)})
+            # Lambda counts no error where a function answers: an alarm watches this instead.
+            count({Metric.BATCHES_FAILED: 1}, function="consumer")
             # The lowest sequence number of the batch: Lambda redelivers all of it (law L4).
             return {"batchItemFailures": [{"itemIdentifier": batch.first_sequence_number}]}
         report(batch, receipt, now())

@@ -60,6 +60,7 @@ class Metric(StrEnum):
     LAG_MS = "IngestLagMilliseconds"
     ROWS_READ = "SourceRowsRead"
     REFUSED_POLLS = "PollsRefused"
+    BATCHES_FAILED = "BatchesFailed"
     CONFLICTS = "CommitConflicts"
     FILES_DELETED = "FilesDeleted"
     FILES_WAITING = "FilesWaiting"

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -297,10 +298,11 @@ class Vacuum:
             ) from error
 
     def _load(self, name: str) -> Table | None:
-        try:
-            return self._catalog.load_table((self._database, name))
-        except NoSuchTableError:
-            return None
+        with _readable(name):
+            try:
+                return self._catalog.load_table((self._database, name))
+            except NoSuchTableError:
+                return None
 
     def _prefix(self, name: str, table: Table) -> str:
         try:
@@ -316,7 +318,9 @@ class Vacuum:
         if now is None or _identity(now) != _identity(table):
             raise UnsafeTableError(name, "it was dropped or moved just now; the next run looks")
         references = _References(now, self._pool, left_s)
-        needed = self._relative(name, now, references.of_snapshots())
+        with _readable(name):
+            of_snapshots = references.of_snapshots()
+        needed = self._relative(name, now, of_snapshots)
         kept = self._relative(name, now, references.of_metadata())
         self._require(name, prefix, needed - listed)
         return Look(listed, needed | kept, began, self._now())
@@ -396,6 +400,19 @@ class _References:
         _require_time(self._left_s)
         entries = manifest.fetch_manifest_entry(self._table.io)
         return [entry.data_file.file_path for entry in entries]
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """`UnsafeTableError` for whatever the decoders of Iceberg's files raise of broken ones."""
+    try:
+        yield
+    except (FreshetError, _OutOfTime):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        detail = f"its metadata cannot be read ({type(error).__name__}: {told})"
+        raise UnsafeTableError(name, detail) from error
 
 
 def _share(left_s: Callable[[], float], parts: int) -> Callable[[], float]:

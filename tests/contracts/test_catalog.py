@@ -12,6 +12,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError
+from botocore.stub import Stubber
 from moto import mock_aws
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
@@ -23,7 +24,7 @@ from pyiceberg.table.update import (
 from sqlalchemy.exc import OperationalError
 
 from freshet.contract import Registry
-from freshet.errors import StorageError
+from freshet.errors import SettingsError, StorageError
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, sale_row
 from lake.catalog import typed_faults
@@ -201,3 +202,18 @@ def test_a_glue_that_does_not_answer_is_a_storage_error(files: ObjectsFileIO) ->
 
     with pytest.raises(StorageError, match="Glue catalog"):
         glue_catalog(client, files, warehouse=ROOT, database="freshet")
+
+
+def test_a_grant_that_is_missing_is_told_apart_from_a_fault_that_passes() -> None:
+    """The first is for a person, so that the consumer's error alarm rings; the batch waits."""
+
+    glue = boto3.client("glue", region_name="us-east-1")
+    files = ObjectsFileIO(MemoryObjects(), "s3://lake")
+
+    with Stubber(glue) as answers:
+        answers.add_client_error("get_database", "AccessDeniedException", "glue:GetDatabase")
+        answers.add_client_error("get_database", "ThrottlingException")
+        with pytest.raises(SettingsError, match=r"grant .*glue:GetDatabase"):
+            glue_catalog(glue, files, warehouse="s3://lake", database="freshet")
+        with pytest.raises(StorageError, match="ThrottlingException"):
+            glue_catalog(glue, files, warehouse="s3://lake", database="freshet")

@@ -138,7 +138,7 @@ def test_every_schedule_invokes_its_function(stack: Deployed) -> None:
     assert found == {
         "ApiPollerFunctionPlatzi": functions["ApiPollerFunction"],
         "ApiPollerFunctionEcb": functions["ApiPollerFunction"],
-        "MaintenanceFunctionDaily": functions["MaintenanceFunction"],
+        "MaintenanceFunctionVacuum": functions["MaintenanceFunction"],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -17,6 +18,8 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTAL
 # The command that runs this very test: CI calls it.
 TEST_COMMAND = "make test\n"
 BLOCK_S_MAX = 240
+# A line that fails must not leave `freshet up` or `local-deploy` behind.
+END_JOBS = "kill $(jobs -p) 2>/dev/null || true"
 
 
 def free_port() -> int:
@@ -36,16 +39,21 @@ def test_the_blocks_of_the_readme_run_in_order(tmp_path: Path) -> None:
 
 
 def assert_runs(block: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"set -euo pipefail\n{block}"],
+    with subprocess.Popen(
+        ["bash", "-c", f"set -euo pipefail\ntrap '{END_JOBS}' EXIT\n{block}"],
         cwd=ROOT,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=BLOCK_S_MAX,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        start_new_session=True,  # so that what it left in the background ends with it
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=BLOCK_S_MAX)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, f"{block}\n{out}\n{err}"
 
 
 def sam_local_lines() -> list[str]:

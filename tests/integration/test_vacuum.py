@@ -470,6 +470,22 @@ def test_a_table_without_its_metadata_keeps_every_file(small: World) -> None:
     only_rows_refused(small, "SQLite catalog: FileNotFoundError")
 
 
+@pytest.mark.parametrize("kind", [".json", "-m0.avro", ".avro"])
+def test_a_table_whose_metadata_is_broken_keeps_every_file(small: World, kind: str) -> None:
+    small.settle()
+    lake, table = small.site.open(), small.table()
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    broken = {
+        ".json": table.metadata_location,
+        "-m0.avro": snapshot.manifests(lake._files)[0].manifest_path,
+        ".avro": snapshot.manifest_list,
+    }[kind]
+    small.site.objects.put(lake._files.key(broken), b"\x00 no metadata")
+
+    only_rows_refused(small, "its metadata cannot be read")
+
+
 def test_a_table_the_catalog_lost_keeps_every_file(small: World) -> None:
     small.settle()
     small.writer._catalog.drop_table(("freshet", "sales"))

@@ -208,6 +208,16 @@ def _consume() -> None:
         )
         consumer.app._count_conflict(table)
 
+    failing = consumer.app.build(_Down(), tables=TABLES, now=lambda: datetime.now(UTC))  # type: ignore[arg-type]
+    failing(payload("kinesis_packed"), None)
+
+
+class _Down:
+    """A lake whose store does not answer."""
+
+    def keep(self, *_: object) -> None:
+        raise StorageError("s3://lake", "does not answer")
+
 
 def _poll() -> None:
     class Down(MemoryObjects):

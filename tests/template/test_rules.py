@@ -253,10 +253,10 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
     ],
     "schedules_wait_for_nobody_else": [
         ("collide", at("ApiPollerFunctionPlatzi/Name", "poll")),
-        ("stopped", at("MaintenanceFunctionDaily/State")),
+        ("stopped", at("MaintenanceFunctionVacuum/State")),
         ("for a day", at("ApiPollerFunctionEcb/Target/RetryPolicy/MaximumRetryAttempts")),
         ("another role", at("ApiPollerFunctionEcb/Target/RoleArn", "<ConsumerRole.Arn>")),
-        ("may not invoke", at("MaintenanceFunctionDaily/Target/Arn", "<ConsumerFunction.Arn>")),
+        ("may not invoke", at("MaintenanceFunctionVacuum/Target/Arn", "<ConsumerFunction.Arn>")),
         ("as often", gone("ApiPollerFunctionEventInvokeConfig")),
     ],
     "the_api_lets_nobody_in_unasked": [
