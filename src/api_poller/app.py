@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
 import boto3
 from botocore.config import Config
 
-from api_poller.credentials import ReadHeaders, no_headers, read_headers
-from api_poller.ecb import EcbRates
-from api_poller.http import Fetcher
-from api_poller.platzi import PlatziCatalogue
-from api_poller.poll import Poller, PollReport, Source
+from api_poller.composition import Composition, Secrets, UnknownSourceError
+from api_poller.http import UrllibTransport
+from api_poller.listing import DeclaredSource
+from api_poller.poll import PollReport, ReportProgress
 from api_poller.settings import Settings
-from api_poller.state import StateStore
+from api_poller.transport import Transport
 from freshet.clock import Now, utc_now
-from freshet.errors import FreshetError, TerminalError
+from freshet.contract import Registry
+from freshet.errors import FreshetError
 from freshet.kinesis import CLIENT_CONFIG, KinesisStream
 from freshet.objects import Objects
 from freshet.s3 import S3Objects
 from freshet.stream import ChangeStream
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, Metric, count, logger, tracer
+
+__all__ = [
+    "UnknownSourceError",
+    "build",
+    "compose",
+    "compose_here",
+    "handler",
+    "open_source",
+    "poll",
+]
 
 Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 
@@ -39,110 +50,140 @@ _SECRETS_CONFIG = Config(
 )
 
 
-class UnknownSourceError(TerminalError):
-    """The schedule's input names no source of this poller."""
-
-    def __init__(self, source: object, known: tuple[str, ...]) -> None:
-        self.source, self.known = source, known
-        super().__init__(
-            f'no source {source!r}: correct the input of the schedule to {{"source": "<name>"}} '
-            f"with one of {', '.join(known)}"
-        )
+def _silent(pages: int, rows: int, changes: int) -> None:
+    """Nobody watches a deployed poll."""
 
 
-def build(
+def _no_secrets() -> Any:
+    raise AssertionError("composed without Secrets Manager, and a secret is named")
+
+
+def compose(
     settings: Settings,
     *,
     stream: ChangeStream,
     objects: Objects,
-    http: Fetcher,
     now: Now,
-    platzi_headers: ReadHeaders = no_headers,
-) -> Handler:
-    """The handler over these adapters: an event `{"source": name, …}` in, a poll's report out.
+    transport: Transport | None = None,
+    secrets: Secrets = _no_secrets,
+    sleep: Callable[[float], None] = time.sleep,
+    tables: Registry = TABLES,
+) -> Composition:
+    """The sources that `settings` name over these adapters.
 
-    `platzi_headers` is asked at every poll of the shop. Raises the errors of `Poller.poll`, of
-    `read_headers` and `UnknownSourceError`: Lambda repeats or reports the invocation, and Scheduler
-    comes again either way.
+    `secrets` makes the Secrets Manager client at the first source whose secret is named.
     """
-    poller = Poller(stream, StateStore(objects), now, settings.delete_share_max)
-    sources = _sources(settings, http, platzi_headers)
-
-    def handle(event: Mapping[str, Any], context: Any) -> dict[str, Any]:  # noqa: ARG001 - Lambda's
-        name = event.get("source")
-        if not isinstance(name, str) or name not in sources:
-            raise UnknownSourceError(name, tuple(sources))
-        return _polled(poller, name, sources[name]).to_json()
-
-    return handle
+    return Composition(
+        settings, stream, objects, now, secrets, transport or UrllibTransport(), tables, sleep
+    )
 
 
-def _sources(
-    settings: Settings, http: Fetcher, platzi_headers: ReadHeaders
-) -> dict[str, Callable[[], Source]]:
-    """How each source is made for one poll, with the credentials that hold now."""
+def build(settings: Settings, **adapters: Any) -> Handler:
+    """The handler over these adapters (as `compose`): an event `{"source": name, …}` in, a poll's
+    report out.
 
-    def platzi() -> Source:
-        carrying = http.carrying(platzi_headers(), to=settings.platzi_url)
-        return PlatziCatalogue(
-            carrying, settings.platzi_url, settings.product_currency, settings.page_rows
-        )
-
-    def ecb() -> Source:
-        overlap = timedelta(days=settings.ecb_overlap_days)
-        return EcbRates(http, settings.ecb_url, settings.ecb_start, overlap)
-
-    return {"platzi": platzi, "ecb": ecb}
+    `full`, `dry_run` and `since` may stand in the event too. Raises the errors of `Poller.poll`, of
+    `Composition.source` and `UnknownSourceError`: Lambda repeats or reports the invocation, and
+    Scheduler comes again either way.
+    """
+    composition = compose(settings, **adapters)
+    return lambda event, context: _polled(composition, event, context, _silent)
 
 
-def _polled(poller: Poller, name: str, source: Callable[[], Source]) -> PollReport:
+def _polled(
+    composition: Composition, event: Mapping[str, Any], context: Any, progress: ReportProgress
+) -> dict[str, Any]:
+    name = event.get("source")
+    remaining_s = _remaining_s(context)
     try:
-        report = poller.poll(source())
-    except FreshetError:
-        count({Metric.REFUSED_POLLS: 1}, source=name)
+        report = composition.poller().poll(
+            composition.source(name, remaining_s),
+            full=bool(event.get("full", False)),
+            dry_run=bool(event.get("dry_run", False)),
+            since=event.get("since"),
+            remaining_s=remaining_s,
+            progress=progress,
+        )
+    except UnknownSourceError:
         raise
+    except FreshetError:
+        count({Metric.REFUSED_POLLS: 1}, source=str(name))
+        raise
+    _tell(report)
+    return report.to_json()
+
+
+def _remaining_s(context: Any) -> Callable[[], float] | None:
+    """Seconds until the function is stopped; None for a call that nothing stops."""
+    if not hasattr(context, "get_remaining_time_in_millis"):
+        return None
+    return lambda: context.get_remaining_time_in_millis() / 1000
+
+
+def _tell(report: PollReport) -> None:
     count(
         {
             Metric.ROWS_READ: report.listed,
             Metric.ACCEPTED: report.published,
             Metric.REJECTED: report.skipped,
         },
-        source=name,
+        source=report.source,
     )
     log = logger.warning if report.guarded or report.skipped else logger.info
     log(LogEvent.POLL_COMPLETED.value, extra={"report": report.to_json()})
-    return report
-
-
-def _platzi_headers(secret_id: str | None) -> ReadHeaders:
-    """The shop's credentials, through a client made at the first poll that wants them."""
-    if secret_id is None:
-        return no_headers
-    # Its debug log holds answers whole, and Lambda's log level may be set to DEBUG for all loggers.
-    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
-    client = cache(partial(boto3.client, "secretsmanager", config=_SECRETS_CONFIG))
-    return lambda: read_headers(client(), secret_id, setting="PLATZI_SECRET_ID")
 
 
 @cache
-def _handler() -> Handler:
-    """The deployed handler, made at the first invocation so that importing needs no AWS."""
+def _secrets() -> Any:
+    # Its debug log holds answers whole, and Lambda's log level may be set to DEBUG for all loggers.
+    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
+    return boto3.client("secretsmanager", config=_SECRETS_CONFIG)
+
+
+def compose_here() -> Composition:
+    """The sources that the environment names, over the AWS that it leads to.
+
+    Raises `SettingsError` naming the variable to correct.
+    """
     settings = Settings.from_env()
-    return build(
+    client = partial(boto3.client, "s3", config=_S3_CONFIG)
+    return compose(
         settings,
         stream=KinesisStream(
             boto3.client("kinesis", config=CLIENT_CONFIG), settings.stream_name, TABLES
         ),
-        objects=S3Objects(
-            boto3.client("s3", config=_S3_CONFIG), settings.state_bucket, settings.state_prefix
-        ),
-        http=Fetcher(),
+        objects=S3Objects(client(), settings.state_bucket, settings.state_prefix),
         now=utc_now,
-        platzi_headers=_platzi_headers(settings.platzi_secret_id),
+        secrets=_secrets,
     )
+
+
+@cache
+def _deployed() -> Composition:
+    """Made at the first invocation, so that importing needs no AWS."""
+    return compose_here()
+
+
+def open_source(name: str, seconds_max: float = math.inf) -> DeclaredSource:
+    """A source as the environment declares it, for whoever lists it beside the poller.
+
+    Raises as `Composition.source`.
+    """
+    ends_at = time.monotonic() + seconds_max
+    remaining_s = None if seconds_max == math.inf else lambda: ends_at - time.monotonic()
+    return compose_here().source(name, remaining_s)
+
+
+def poll(
+    event: Mapping[str, Any], context: Any, progress: ReportProgress = _silent
+) -> dict[str, Any]:
+    """As `handler` with the environment of now, telling `progress` pages, rows and changes so far
+    after every page.
+    """
+    return _polled(compose_here(), event, context, progress)
 
 
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """Poll the source that the schedule's input names."""
-    return _handler()(event, context)
+    return _polled(_deployed(), event, context, _silent)

@@ -1,8 +1,9 @@
-"""Change detection: the previous rows and a listing in, the changes between them out. Pure.
+"""Change detection: what the stream was told and what is listed now in, changes out. Pure.
 
-A listing tells what is there, never what happened. Updates are rows that differ, deletes are rows
-that are gone; and since absence is all there is to a delete, it counts only when the whole table
-was listed, every row of it could be identified, and not too much is gone at once.
+A listing tells what is there, never what happened. Updates are rows whose content differs, deletes
+are rows that are gone or that the source marks as deleted. Absence is no proof by itself: it counts
+only when the whole table was listed, every row of it could be identified, and not too much is gone
+at once.
 
 Keys whose publishing was begun but never confirmed (`pending`) are changes whatever the listing
 says: what the stream holds of them is unknown, so the listed state is published anew.
@@ -11,17 +12,19 @@ says: what the stream holds of them is unknown, so the listed state is published
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from freshet.contract import Contract, Row
-from freshet.event import ChangeEvent, Op, json_row, parse_key_text
+from api_poller.snapshot import Entry, JsonRow, Snapshot, content_of, digest_of
+from freshet.contract import Contract, Day, Integer, Money, Row, Timestamp
+from freshet.event import ChangeEvent, Op, json_row, json_value, parse_key_text
 
-JsonRow = Mapping[str, Any]
+# The digest of no content: the stream was told that the row is gone.
+DELETED = digest_of(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,124 +37,168 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """What a source shows now, or the part of it that was asked for.
+class SyncRule:
+    """How a source is kept in step with the stream.
 
-    `rows` are valid rows by key text. `whole_table` says that absence means deleted. `backfill`
-    marks history being read for the first time. `since` (column, least value) bounds what is worth
-    remembering of a table too large for that; `watermark` is how far in source time the source is
-    complete after it.
+    `cursor` is the column that grows with every change, None where only the whole listing tells
+    what changed; `lookback` is how far before the watermark an incremental source is read again.
+    `delete_share_max` (0 to 1) is the share of known rows that may vanish in one poll. `keep_rows`
+    says whether rows are kept for the `before` of changes; None keeps those of small tables. A
+    listing older than `listing_age_max` is not resumed.
     """
 
-    rows: Mapping[str, Row]
-    whole_table: bool
-    backfill: bool
-    watermark: str | None
-    skipped: Sequence[Skipped] = ()
-    since: tuple[str, str] | None = None
-
-    @property
-    def complete(self) -> bool:
-        """True when every listed row could be identified, so that absence is certain."""
-        return all(skipped.key is not None for skipped in self.skipped)
-
-    @property
-    def unreadable(self) -> AbstractSet[str]:
-        """Keys that are there with a row that does not fit the contract."""
-        return {skipped.key for skipped in self.skipped if skipped.key is not None}
+    cursor: str | None = None
+    lookback: timedelta = timedelta()
+    delete_share_max: float = 0.2
+    keep_rows: bool | None = None
+    # A day-old half of a listing says little about now, and the next one begins today anyway.
+    listing_age_max: timedelta = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row's difference between the previous rows and the listing."""
+    """One row's difference from what the stream was told; `content` is empty for a delete."""
 
     op: Op
     key: str
-    after: Row | None
-    before: JsonRow | None
+    after: Row | None = None
+    before: JsonRow | None = None
+    content: bytes = b""
+
+
+@dataclass(slots=True)
+class Differences:
+    """Changes found and not yet published: at most one a row, the one observed last.
+
+    `snapshot` and `pending` are what the stream was told and what it may have been told.
+    `backfill` marks rows that are read for the first time. A `windowed` snapshot remembers only
+    what is read again, deletes included: a key it does not hold may well be a row of the table.
+    """
+
+    snapshot: Snapshot
+    pending: AbstractSet[str] = frozenset()
+    backfill: bool = False
+    windowed: bool = False
+    changes: dict[str, Change] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    def list_row(self, key: str, row: Row) -> bool:
+        """Take note of a listed row; True when it is a change."""
+        content = content_of(json_row(row))
+        told = self.snapshot.hash_of(key)
+        if told == digest_of(content) and key not in self.pending:
+            self.changes.pop(key, None)  # it went back while it was listed
+            return False
+        created = Op.READ if self.backfill else Op.CREATE
+        op = created if told in (None, DELETED) else Op.UPDATE
+        self.changes[key] = Change(op, key, row, content=content)
+        return True
+
+    def list_deleted(self, key: str) -> None:
+        """Take note of a row that is gone; one the stream never heard of is no change."""
+        told = self.snapshot.hash_of(key)
+        unheard = told == DELETED or (told is None and not self.windowed)
+        if unheard and key not in self.pending:
+            self.changes.pop(key, None)
+        else:
+            self.changes[key] = Change(Op.DELETE, key)
+
+    def gone(self, seen: AbstractSet[str]) -> list[str]:
+        """Keys the stream may hold that a complete listing, which showed `seen`, lacks."""
+        absent = {key for key in self.snapshot if key not in seen} | (self.pending - seen)
+        return sorted(absent)
+
+    def with_before(self, changes: Iterable[Change], contract: type[Contract]) -> list[Change]:
+        """`changes` with the row before, where the snapshot keeps it and it is certain."""
+        empty = dict.fromkeys(column.name for column in contract.columns)
+        return [
+            change
+            if (row := self._certain_row(change.key)) is None
+            else Change(change.op, change.key, change.after, empty | row, change.content)
+            for change in changes
+        ]
+
+    def _certain_row(self, key: str) -> dict[str, Any] | None:
+        return None if key in self.pending else self.snapshot.row_of(key)
+
+
+def guarded(gone: int, known: int, share_max: float) -> bool:
+    """True when so many deletes at once rather mean half a listing that looks whole."""
+    return gone > share_max * known
+
+
+def applied(
+    snapshot: Snapshot,
+    changes: Iterable[Change],
+    *,
+    keep_rows: bool,
+    cursor: Cursor | None = None,
+    deleted_at: str | None = None,
+) -> Snapshot:
+    """What the stream was told, once it has accepted `changes`.
+
+    With a cursor deletes are remembered like rows, at the cursor `deleted_at`: the source goes on
+    showing them for as long as it is asked for their time.
+    """
+    entries, removed = dict[str, Entry](), list[str]()
+    for change in changes:
+        if change.after is None and cursor is None:
+            removed.append(change.key)
+        elif change.after is None:
+            entries[change.key] = Entry(DELETED, deleted_at or "")
+        else:
+            text = (cursor.text(change.after) if cursor else None) or ""
+            content = change.content if keep_rows else b""
+            entries[change.key] = Entry(digest_of(change.content), text, content)
+    return snapshot.replaced(entries, removed, keep_rows=keep_rows)
 
 
 @dataclass(frozen=True, slots=True)
-class ChangePlan:
-    """What to publish, and what will be known once it is published.
+class Cursor:
+    """The column of a contract that grows with every change of a row, and its order as text."""
 
-    `guarded` counts deletes that were held back; their rows stay in `rows` and come up again.
-    """
+    contract: type[Contract]
+    column: str
 
-    changes: tuple[Change, ...]
-    rows: Mapping[str, JsonRow]
-    pending: frozenset[str]
-    unchanged: int
-    guarded: int = 0
-    counts: Mapping[Op, int] = field(default_factory=dict)
+    def text(self, row: Mapping[str, Any]) -> str | None:
+        """A row's cursor (Python or JSON value) as text; None where it has none."""
+        value = json_value(row[self.column])
+        return None if value is None else str(value)
 
+    def canonical(self, text: str) -> str:
+        """The text that this column writes for the value. Raises `RejectedError`."""
+        value = self.contract.value_of_text(self.column, text)
+        return str(json_value(self.contract.parse_value(self.column, value)))
 
-def plan_changes(
-    previous: Mapping[str, JsonRow],
-    pending: AbstractSet[str],
-    listing: Listing,
-    *,
-    delete_share_max: float,
-) -> ChangePlan:
-    """The changes that turn what the stream was told before into what is listed now.
+    def at(self, instant: datetime) -> str | None:
+        """The cursor of a row that changes at `instant`; None for columns that are no time."""
+        kind = self.contract.column(self.column).type
+        if isinstance(kind, Timestamp):
+            return str(json_value(instant))
+        return instant.astimezone(UTC).date().isoformat() if isinstance(kind, Day) else None
 
-    When more than `delete_share_max` (0 to 1) of the known keys are gone at once, no delete is
-    planned at all: half a listing that looks whole must not empty a table.
-    """
-    listed = {key: json_row(row) for key, row in listing.rows.items()}
-    kept = [
-        _upsert(key, listing, None if key in pending else previous.get(key), known=key in previous)
-        for key, row in listed.items()
-        if key in pending or previous.get(key) != row
-    ]
-    gone = _gone(previous, pending, listing, listed)
-    guarded = len(gone) > delete_share_max * len(previous.keys() | pending)
-    removed = [] if guarded else [Change(Op.DELETE, key, None, previous.get(key)) for key in gone]
-    changes = (*kept, *removed)
-    rows = {key: row for key, row in previous.items() if key not in listed} | listed
-    for change in removed:
-        rows.pop(change.key, None)
-    return ChangePlan(
-        changes,
-        _remembered(rows, listing.since),
-        frozenset(pending - {change.key for change in changes}),
-        unchanged=len(listed) - len(kept),
-        guarded=len(gone) if guarded else 0,
-        counts=_counts(changes),
-    )
+    def order(self, text: str) -> Any:
+        """What texts are compared by: numbers as numbers, days and instants as they are written."""
+        number = isinstance(self.contract.column(self.column).type, Integer | Money)
+        return Decimal(text) if number else text
 
+    def greatest(self, *texts: str | None) -> str | None:
+        """The greatest of these; None where all are None."""
+        return max((text for text in texts if text is not None), key=self.order, default=None)
 
-def _upsert(key: str, listing: Listing, before: JsonRow | None, *, known: bool) -> Change:
-    if known:
-        return Change(Op.UPDATE, key, listing.rows[key], before)
-    return Change(Op.READ if listing.backfill else Op.CREATE, key, listing.rows[key], None)
+    def least_again(self, watermark: str, lookback: timedelta, now: datetime) -> str:
+        """The least cursor that is read again after `watermark`.
 
-
-def _gone(
-    previous: Mapping[str, JsonRow],
-    pending: AbstractSet[str],
-    listing: Listing,
-    listed: Mapping[str, JsonRow],
-) -> list[str]:
-    if not (listing.whole_table and listing.complete):
-        return []
-    return sorted((previous.keys() | pending) - listed.keys() - listing.unreadable)
-
-
-def _remembered(
-    rows: Mapping[str, JsonRow], since: tuple[str, str] | None
-) -> Mapping[str, JsonRow]:
-    if since is None:
-        return rows
-    column, least = since
-    return {key: row for key, row in rows.items() if row[column] >= least}
-
-
-def _counts(changes: Iterable[Change]) -> dict[Op, int]:
-    counts = dict.fromkeys(Op, 0)
-    for change in changes:
-        counts[change.op] += 1
-    return counts
+        Only days and instants look back, from now at the latest: a row dated ahead must not keep
+        all others out. Other columns are read again from the watermark itself, for its ties.
+        """
+        today = self.at(now)
+        if today is None:
+            return watermark
+        value = self.contract.parse_value(self.column, min(watermark, today))
+        return str(json_value(value - lookback))
 
 
 def events_of(
@@ -163,7 +210,7 @@ def events_of(
     accepted_at: datetime,
     occurred_at: Callable[[Row], datetime | None],
 ) -> list[ChangeEvent]:
-    """The change events of a plan, with consecutive versions from `first_version`.
+    """The change events of some changes, with consecutive versions from `first_version`.
 
     The version is the time of observation: sources without history have no better one. Ids derive
     from source, key, content and version, so equal ids mean equal events.
@@ -185,13 +232,6 @@ def events_of(
     ]
 
 
-def content_hash(row: JsonRow | None) -> str:
-    """A short digest of a row's JSON values, whatever the order of its columns."""
-    text = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def _event_id(source: str, table: str, change: Change, version: int) -> str:
-    row = None if change.after is None else json_row(change.after)
-    parts = (source, table, change.key, content_hash(row), str(version))
+    parts = (source, table, change.key, digest_of(change.content).hex(), str(version))
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ from pydantic import Field
 from freshet.contract import (
     Contract,
     Day,
+    Flag,
     Integer,
     Money,
     PartitionField,
@@ -87,6 +88,126 @@ class ExchangeRate(
     rate: Annotated[Decimal, Money(18, 6)] = Field(description="Units of the currency for one EUR")
 
 
-TABLES = Registry((Sale, Product, ExchangeRate))
+class Category(
+    Contract,
+    table="categories",
+    key=("category_id",),
+    partition=(PartitionField("bucket", "category_id", 2),),
+):
+    """One category of a shop's catalogue."""
 
-__all__ = ["TABLES", "ExchangeRate", "Product", "Sale"]
+    category_id: Annotated[str, Text(64, 1)] = Field(description="The shop's own id")
+    name: Annotated[str, Text(200)] = Field(description="Name shown to customers")
+    slug: Annotated[str, Text(200)] | None = Field(None, description="Name in addresses")
+    image_url: Annotated[str, Text(2000)] | None = Field(None, description="Picture")
+    created_at: Annotated[datetime, Timestamp()] | None = Field(None, description="Listed since")
+    updated_at: Annotated[datetime, Timestamp()] | None = Field(
+        None, description="The shop's own time of last change"
+    )
+
+
+SpotifyId = Annotated[str, Text(64, 1)]
+Precision = Annotated[str, Text(5), Field(pattern="^(year|month|day)$")]
+
+
+class Artist(
+    Contract,
+    table="artists",
+    key=("artist_id",),
+    partition=(PartitionField("bucket", "artist_id", 4),),
+):
+    """One artist of a music catalogue."""
+
+    artist_id: SpotifyId = Field(description="The catalogue's id of the artist")
+    name: Annotated[str, Text(400)] = Field(description="Name of the artist")
+    url: Annotated[str, Text(2000)] | None = Field(None, description="Page for listeners")
+    image_url: Annotated[str, Text(2000)] | None = Field(None, description="Widest picture")
+
+
+class Album(
+    Contract,
+    table="albums",
+    key=("album_id",),
+    partition=(PartitionField("bucket", "album_id", 4),),
+):
+    """One album, single or compilation of a music catalogue."""
+
+    album_id: SpotifyId = Field(description="The catalogue's id of the album")
+    title: Annotated[str, Text(400)] = Field(description="Name of the album")
+    album_type: Annotated[str, Text(32)] | None = Field(
+        None, description="album, single or compilation"
+    )
+    artist_id: SpotifyId | None = Field(None, description="First artist's id")
+    artists: Annotated[str, Text(2000)] | None = Field(None, description="All artists' names")
+    release_date: Annotated[date, Day()] | None = Field(
+        None, description="Released on; first day of a month or year known no better"
+    )
+    release_date_precision: Precision | None = Field(
+        None, description="How much of release_date is known"
+    )
+    total_tracks: Annotated[int, Integer(32)] | None = Field(None, description="Tracks on it")
+    image_url: Annotated[str, Text(2000)] | None = Field(None, description="Widest cover")
+    url: Annotated[str, Text(2000)] | None = Field(None, description="Page for listeners")
+
+
+class Track(
+    Contract,
+    table="tracks",
+    key=("track_id",),
+    partition=(PartitionField("bucket", "track_id", 4),),
+):
+    """One track of a music catalogue."""
+
+    track_id: SpotifyId = Field(description="The catalogue's id of the track")
+    title: Annotated[str, Text(400)] = Field(description="Name of the track")
+    album_id: SpotifyId | None = Field(None, description="Album it is on")
+    artist_id: SpotifyId | None = Field(None, description="First artist's id")
+    artists: Annotated[str, Text(2000)] | None = Field(None, description="All artists' names")
+    disc_number: Annotated[int, Integer(32)] | None = Field(None, description="Disc, from 1")
+    track_number: Annotated[int, Integer(32)] | None = Field(
+        None, description="Position on its disc, from 1"
+    )
+    duration_ms: Annotated[int, Integer(32)] | None = Field(
+        None, description="Length in milliseconds"
+    )
+    explicit: Annotated[bool, Flag()] | None = Field(None, description="Has explicit lyrics")
+    url: Annotated[str, Text(2000)] | None = Field(None, description="Page for listeners")
+
+
+class NewRelease(
+    Contract,
+    table="new_releases",
+    key=("artist_id", "album_id"),
+    partition=(PartitionField("bucket", "artist_id", 4),),
+):
+    """One album in the list of an artist that is followed: a row that appears is a release."""
+
+    artist_id: SpotifyId = Field(description="The artist that is followed")
+    album_id: SpotifyId = Field(description="The album in the artist's list")
+    title: Annotated[str, Text(400)] = Field(description="Name of the album")
+    album_type: Annotated[str, Text(32)] | None = Field(
+        None, description="album, single or compilation"
+    )
+    release_date: Annotated[date, Day()] | None = Field(
+        None, description="Released on; first day of a month or year known no better"
+    )
+    release_date_precision: Precision | None = Field(
+        None, description="How much of release_date is known"
+    )
+    total_tracks: Annotated[int, Integer(32)] | None = Field(None, description="Tracks on it")
+    url: Annotated[str, Text(2000)] | None = Field(None, description="Page for listeners")
+
+
+TABLES = Registry((Sale, Product, ExchangeRate, Category, Artist, Album, Track, NewRelease))
+
+__all__ = [
+    "TABLES",
+    "Album",
+    "Artist",
+    "Category",
+    "ExchangeRate",
+    "NewRelease",
+    "Product",
+    "Sale",
+    "Track",
+]

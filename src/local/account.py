@@ -25,6 +25,7 @@ from pyiceberg.table import CommitTableResponse, StagedTable, Table
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.typedef import Identifier
 
+from api_poller.state import StateStore
 from freshet.errors import SettingsError, TerminalError, TransientError
 from freshet.s3 import S3Objects
 from freshet.tables import TABLES
@@ -33,7 +34,7 @@ from lake.io import ObjectsFileIO
 from lake.lake import Lake
 from local.embedded import LocalRuntimeError
 from local.output import say
-from local.runtime import LAKE_PREFIX, LakeAccess
+from local.runtime import LAKE_PREFIX, LakeAccess, ReportProgress
 from local.sending import Authorise, Sender
 
 TOKEN = "FRESHET_TOKEN"  # noqa: S105 - the variable's name
@@ -274,7 +275,12 @@ class Account:
             region = str(self.session.region_name)
             yield Sender(url, authorise=signed(self._credentials(), region))
 
-    def poll(self, source: str, places: dict[str, str]) -> dict[str, Any]:
+    def poll(
+        self,
+        event: Mapping[str, Any],
+        places: dict[str, str],
+        progress: ReportProgress,  # noqa: ARG002 - a function answers once
+    ) -> dict[str, Any]:
         """See `Cloud`: invokes the deployed poller, and waits for it."""
         if places:
             raise LocalRuntimeError(
@@ -284,13 +290,20 @@ class Account:
         function = self._read()["ApiPollerFunctionName"]
         with _told(f"lambda:InvokeFunction of {function}"):
             client = self.session.client("lambda", config=_INVOKE_CONFIG)
-            payload = json.dumps({"source": source})
-            answer = client.invoke(FunctionName=function, Payload=payload)
+            answer = client.invoke(FunctionName=function, Payload=json.dumps(dict(event)))
             report = json.loads(answer["Payload"].read())
         if answer.get("FunctionError"):
             kind, detail = report.get("errorType", "an error"), report.get("errorMessage", "")
             raise FunctionFailedError(function, kind, detail)
         return cast("dict[str, Any]", report)
+
+    @contextmanager
+    def states(self) -> Iterator[Any]:
+        """See `Cloud`."""
+        bucket = self._read()["StateBucketName"]
+        with _told("a client"):
+            objects = S3Objects(self.session.client("s3"), bucket)
+        yield StateStore(objects)
 
     def be_at_rest(self) -> None:
         """See `Cloud`: whether a deployed pipeline is busy cannot be known from here."""

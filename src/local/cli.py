@@ -27,12 +27,17 @@ from freshet.contract import Contract
 from freshet.errors import FreshetError, RejectedError, UnknownTableError
 from freshet.event import key_text, parse_key_text
 from freshet.tables import TABLES
-from local.clouds import Cloud, Where, cloud
+from local import source_commands
+from local.clouds import Where
+from local.options import DEFAULT_HOME, Failed, HomeOption, JsonOption
+from local.options import cloud_of as _cloud
 from local.output import Format, plain, print_json, print_rows, say, talk
 from local.runtime import SOURCES, Pipeline
 
-DEFAULT_HOME = Path(".freshet")
 REFUSALS_SHOWN = 20
+# Into a file or pipe, progress is told every so many pages: some ten thousand rows.
+PAGES_TOLD = 25
+DIFFERENCES_SHOWN = 20
 # How often `up` looks whether all is well.
 WATCH_S = 1.0
 INTERRUPTED = 130  # what a shell makes of SIGINT
@@ -46,11 +51,7 @@ app = typer.Typer(
     epilog="Begin with: freshet demo",
 )
 
-HomeOption = Annotated[
-    Path,
-    typer.Option("--home", envvar="FRESHET_HOME", help="Folder that holds the pipeline's state."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+app.add_typer(source_commands.app, name="source")
 TABLE_NAMES = ", ".join(TABLES.names)
 
 
@@ -72,16 +73,6 @@ def where(
 ) -> None:
     """Keep lake tables fresh from a stream of changes, on a laptop or deployed."""
     context.obj = (aws, stack)
-
-
-def _cloud(context: typer.Context, home: Path) -> Cloud:
-    """Where AWS is, as the options before the command say."""
-    aws, stack = context.obj
-    return cloud(aws, home, stack)
-
-
-class Failed(Exception):  # noqa: N818 - a verdict, not an error
-    """The command did its work and the answer is no."""
 
 
 @app.command(epilog="Example: freshet demo", short_help="Run a real month; compare with pandas.")
@@ -312,17 +303,32 @@ def poll_source(
     context: typer.Context,
     *,
     source: Annotated[str, typer.Argument(help=f"One of: {', '.join(SOURCES)}.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Read from the beginning, whatever is remembered.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be published, and publish nothing.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="Of an incremental source: read from this on."),
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="Where the source is, if not at its usual place.")
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Poll a source once: what changed since the last poll goes into the stream."""
+    """Poll a source once: what changed since the last poll goes into the stream.
+
+    A listing too long for one poll is put down and taken up by the next: repeat until it is done.
+    """
     if source not in SOURCES:
         raise typer.BadParameter(f"{source!r} is not a source; sources: {', '.join(SOURCES)}")
     places = dict([_place(f"{source}={url}")]) if url else {}
-    report = _cloud(context, home).poll(source, places)
+    event = {"source": source, "full": full, "dry_run": dry_run, "since": since}
+    asked = {name: value for name, value in event.items() if value}
+    report = _cloud(context, home).poll(asked, places, _tell_progress)
     if as_json:
         print_json(report)
         return
@@ -330,6 +336,75 @@ def poll_source(
     print_rows(("source", *shown), [(source, *(report[name] for name in shown))], Format.TABLE)
     for problem in report["problems"]:
         say(problem)
+    if report["dry_run"]:
+        say("nothing was published or remembered: these are the changes a poll would find")
+    elif report["unfinished"]:
+        say(f"not finished: time or requests ran out; go on with: freshet poll {source}")
+
+
+def _tell_progress(pages: int, rows: int, changes: int) -> None:
+    if talk.is_terminal:
+        talk.print(f"{pages:,} pages, {rows:,} rows, {changes:,} changes", end="\r")
+    elif pages % PAGES_TOLD == 0:
+        say(f"{pages:,} pages, {rows:,} rows, {changes:,} changes")
+
+
+@app.command(
+    epilog="Example: freshet reconcile ecb",
+    short_help="Compare the lake with all that a source lists.",
+)
+def reconcile(
+    context: typer.Context,
+    *,
+    source: Annotated[str, typer.Argument(help=f"One of: {', '.join(SOURCES)}.")],
+    heal: Annotated[
+        bool, typer.Option("--heal", help="Send corrections through the stream.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Where the source is, if not at its usual place.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the lake with a fresh listing of a source: missing, extra and different rows.
+
+    Exits with 1 if they differ. With --heal it sends what makes them equal, and waits until that is
+    queryable; it refuses to delete more than the source's `delete_share_max` at once.
+    """
+    if source not in SOURCES:
+        raise typer.BadParameter(f"{source!r} is not a source; sources: {', '.join(SOURCES)}")
+    from local.reconcile import reconcile as compared
+
+    places = dict([_place(f"{source}={url}")]) if url else {}
+    found = compared(_cloud(context, home).home("reconcile"), source, places, heal=heal)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _tell_reconciled(found)
+    if found.differs:
+        again = " even after healing" if heal else "; --heal mends that"
+        raise Failed(f"{found.left:,} rows of {found.table} are not as {source} lists{again}")
+
+
+def _tell_reconciled(found: Any) -> None:
+    from local.reconcile import changed
+
+    shown, partitions = ("partition", "missing", "extra", "different"), found.partitions()
+    in_all = [sum(counts[at] for counts in partitions) for at in (1, 2, 3)]
+    print_rows(shown, [*partitions, ("all", *in_all)], Format.TABLE)
+    for row in found.rows[:DIFFERENCES_SHOWN]:
+        values = [
+            f"{name} is {plain(lake)}, not {plain(told)}" for name, lake, told in changed(row)
+        ]
+        say(": ".join(filter(None, (f"{row.key} is {row.kind}", "; ".join(values)))))
+    if len(found.rows) > DIFFERENCES_SHOWN:
+        say(f"and {len(found.rows) - DIFFERENCES_SHOWN:,} more; --json names them all")
+    if found.unreadable:
+        say(f"{found.unreadable:,} listed rows do not fit the contract; they were not compared")
+    if not found.absence_counts:
+        say("the source is read by periods: rows that it does not show are not taken for gone")
+    healed = f"; {found.healed:,} corrections are queryable" if found.healed else ""
+    say(f"{found.listed:,} rows listed, {found.stored:,} in {found.table}{healed}")
 
 
 @app.command(

@@ -8,14 +8,24 @@ themselves, in a home; an account's pipeline runs there already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from local.runtime import Home, LakeAccess, Pipeline, open_lake, poll_beside
+from local.runtime import (
+    STATE_BUCKET,
+    Home,
+    LakeAccess,
+    Pipeline,
+    ReportProgress,
+    beside,
+    open_lake,
+    poll_now,
+    reading,
+)
 
 
 class Where(StrEnum):
@@ -41,8 +51,16 @@ class Cloud(Protocol):
     def sender(self) -> AbstractContextManager[Any]:
         """A `Sender` to the producer's API; afterwards, what it sent is on its way."""
 
-    def poll(self, source: str, places: dict[str, str]) -> dict[str, Any]:
-        """Poll a source once, found at `places` (settings of the poller); the poll's report."""
+    def poll(
+        self, event: Mapping[str, Any], places: dict[str, str], progress: ReportProgress
+    ) -> dict[str, Any]:
+        """Poll once as `event` says, the source found at `places` (settings of the poller).
+
+        `progress` is told pages, rows and changes, where that can be known; the poll's report.
+        """
+
+    def states(self) -> AbstractContextManager[Any]:
+        """The store of what is remembered of sources."""
 
     def be_at_rest(self) -> None:
         """LocalRuntimeError while changes are known to be in flight."""
@@ -80,15 +98,28 @@ class Laptop:
             yield Sender(pipeline.gateway.url)
             pipeline.drain()
 
-    def poll(self, source: str, places: dict[str, str]) -> dict[str, Any]:
-        """See `Cloud`."""
-        owner = self.folder.owner()
-        if owner is not None:
-            return poll_beside(self.folder, owner, source, places)
+    def poll(
+        self, event: Mapping[str, Any], places: dict[str, str], progress: ReportProgress
+    ) -> dict[str, Any]:
+        """See `Cloud`. Without an owner everything published is queryable at the end."""
+        if self.folder.owner() is not None:
+            with beside(self.folder, places):
+                return poll_now(event, progress)
         with Pipeline(self.folder, sources=places) as pipeline:
-            report = pipeline.poll(source)
+            report = poll_now(event, progress)
             pipeline.drain()
             return report
+
+    @contextmanager
+    def states(self) -> Iterator[Any]:
+        """See `Cloud`."""
+        with reading(self.folder):
+            import boto3
+
+            from api_poller.state import StateStore
+            from freshet.s3 import S3Objects
+
+            yield StateStore(S3Objects(boto3.client("s3"), STATE_BUCKET))
 
     def be_at_rest(self) -> None:
         """See `Cloud`."""

@@ -39,7 +39,9 @@ from local.scheduler import Schedule, Scheduler
 from local.shards import KinesisShards
 
 STREAM = "freshet"
-SOURCES = ("platzi", "ecb")
+# As the poller's setting of that name: where sources are declared, beside the packages by default.
+SOURCES_FOLDER = Path(os.environ.get("SOURCES_FOLDER") or Path(__file__).parents[1] / "sources")
+SOURCES = tuple(sorted(path.stem for path in SOURCES_FOLDER.glob("*.yaml")))
 LAKE_BUCKET, STATE_BUCKET, FAILURES_BUCKET = "freshet-lake", "freshet-state", "freshet-failures"
 LAKE_PREFIX, DATABASE = "lake", "freshet"
 SHARDS = 2  # as many as a laptop has cores to consume them
@@ -234,6 +236,7 @@ def function_environment(
         **sources,
         "STREAM_NAME": STREAM,
         "STATE_BUCKET": STATE_BUCKET,
+        "ALLOW_LOOPBACK": "true",  # sample servers
         "LAKE_BUCKET": LAKE_BUCKET,
         "LAKE_PREFIX": LAKE_PREFIX,
         "DATABASE": DATABASE,
@@ -325,6 +328,9 @@ class _NotedFailures(S3FailureDestination):
     def put(self, key: str, body: bytes) -> None:
         super().put(key, body)
         self._noted()
+
+
+ReportProgress = Callable[[int, int, int], object]
 
 
 def _ignore(_: Any) -> None:
@@ -481,19 +487,33 @@ def reading(home: Home) -> Iterator[None]:
     yield
 
 
-def poll_beside(
-    home: Home, owner: Addresses, source: str, sources: Mapping[str, str]
-) -> dict[str, Any]:
-    """Poll a source into the stream of the process that runs this home.
+def poll_now(event: Mapping[str, Any], progress: ReportProgress) -> dict[str, Any]:
+    """Poll into the stream that the environment leads to; the poll's report.
 
+    `event` is what a schedule would send, `progress` is told pages, rows and changes so far.
     Raises the poller's error.
     """
-    _point_functions_at(owner, home, sources)
-    from api_poller.app import handler
+    from api_poller.app import poll
+
+    def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+        return poll(event, context, progress)
 
     function = LocalFunction(handler, "api_poller", timeout_s=POLL_TIMEOUT_S)
-    report: dict[str, Any] = function.invoke({"source": source})
+    report: dict[str, Any] = function.invoke(dict(event))
     return report
+
+
+@contextmanager
+def beside(home: Home, sources: Mapping[str, str]) -> Iterator[None]:
+    """The environment leads to a home's AWS, also one that is new; `sources` are the poller's."""
+    owner = home.owner()
+    if owner is not None:
+        _point_functions_at(owner, home, sources)
+        yield
+        return
+    home.make()
+    with home.held(), local_aws(home, sources):
+        yield
 
 
 def _point_functions_at(owner: Addresses, home: Home, sources: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
 """SQL on a laptop: DuckDB over the lake's own files, no copy made.
 
 Tables are views over exactly the data files of the current snapshot, so a query sees one consistent
-state. Logs are views over their folders. Names and columns are what Athena shows.
+state. Logs are views over their folders, gold views what their files say. Names and columns are
+what Athena shows.
 """
 
 # ruff: noqa: S608 - SQL is made of our own names and quoted locations
@@ -25,6 +26,9 @@ from local.runtime import LakeAccess
 LOG_SCHEMAS = {CHANGE_LOG: CHANGE_LOG_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA}
 _SHAPES = "freshet_shapes"  # a schema of its own keeps them out of SHOW TABLES
 LOG_FOLDERS = {"table_name": pa.string(), "ingest_date": pa.date32()}
+# Portable SQL, one view a file, named as its file: `sql/gold` of a checkout, `gold` in the wheel.
+_CHECKOUT, _PACKAGED = Path(__file__).parents[2] / "sql" / "gold", Path(__file__).parent / "gold"
+GOLD = _CHECKOUT if _CHECKOUT.is_dir() else _PACKAGED
 
 
 class QueryError(TerminalError):
@@ -36,7 +40,7 @@ class QueryError(TerminalError):
 
 
 def connect(lake: Lake, access: LakeAccess) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection in which the lake's tables, tombstones and logs are views."""
+    """A DuckDB connection in which the lake's tables, tombstones, logs and gold views are views."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
     connection.execute(f"LOAD '{_extension('httpfs')}'")
     connection.execute(_secret(access))
@@ -48,7 +52,14 @@ def connect(lake: Lake, access: LakeAccess) -> duckdb.DuckDBPyConnection:
             _table_view(connection, table)
     for log, schema in LOG_SCHEMAS.items():
         _log_view(connection, f"{access.root}/{log}", log, schema)
+    create_gold_views(connection)
     return connection
+
+
+def create_gold_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make a view of every file of `GOLD`, over the tables that the connection has."""
+    for path in sorted(GOLD.glob("*.sql")):
+        connection.execute(f'CREATE VIEW "{path.stem}" AS {path.read_text()}')
 
 
 def _secret(access: LakeAccess) -> str:

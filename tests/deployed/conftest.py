@@ -19,6 +19,8 @@ from tests.packaging.artifacts import HOST_ARCH, built_artifacts, interpreter
 from local.stack import SamCli, StackAws
 
 NAMED_STACK = os.environ.get("FRESHET_E2E_STACK")
+# Off by default; a day later than this run ends.
+EVERY_SOURCE = ('DummyJsonSchedule="rate(1 day)"', 'SpotifySchedule="rate(1 day)"')
 # As given to this run: every test begins with an environment without them.
 GIVEN = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
@@ -41,7 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     built = built_artifacts(pytestconfig.cache.mkdir("artifacts"), HOST_ARCH, interpreter().version)
     with StackAws(folder / "aws", python=interpreter().path) as aws:
         sam = SamCli.find(folder)
-        deployment = sam.deploy(aws, built, "freshet-e2e", [f"Architecture={HOST_ARCH}"])
+        parameters = [f"Architecture={HOST_ARCH}", *EVERY_SOURCE]
+        deployment = sam.deploy(aws, built, "freshet-e2e", parameters)
         yield Place(deployment.name, aws.environment())
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import COMMAND, Run, Start
 from typer.main import get_command
 
+from freshet.tables import TABLES
 from freshet.testing import sale_row
 from local.cli import app
 from local.sample import ECB_RATES
@@ -74,6 +75,8 @@ def test_help_names_every_command_and_answers_without_a_home(freshet: Run, tmp_p
         "why",
         "verify",
         "maintain",
+        "reconcile",
+        "source",
     }
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", done.out, flags=re.MULTILINE)
@@ -89,9 +92,10 @@ def test_the_example_in_the_help_runs(
     """
     (tmp_path / "events.ndjson").write_text(ndjson([{"after": sale_row("536365-1")}]))
     sources = {"ECB_URL": rates, "ECB_START": "2010-12-01"}
-    if name == "why":
-        arrange = shlex.split(EXAMPLES["send"])
-        assert freshet(home, *arrange, cwd=tmp_path).code == 0
+    arranged_by = {"why": "send", "reconcile": "poll"}
+    if name in arranged_by:
+        arrange = shlex.split(EXAMPLES[arranged_by[name]])
+        assert freshet(home, *arrange, cwd=tmp_path, **sources).code == 0
 
     done = freshet(home, *shlex.split(EXAMPLES[name]), cwd=tmp_path, **sources)
 
@@ -117,7 +121,7 @@ def test_tables_as_json(freshet: Run, home: Path) -> None:
 
     assert done.code == 0
     tables = {row["table"]: row for row in done.json}
-    assert list(tables) == ["sales", "products", "exchange_rates"]
+    assert list(tables) == list(TABLES.names)
     assert set(tables["sales"]) == {
         "table",
         "key",
@@ -275,8 +279,9 @@ def test_a_source_that_does_not_answer_is_named(freshet: Run, tmp_path: Path) ->
         (("maintain", "--grace-hours", "0"), 2, "grace-hours"),
         (("send", "-", "--table", "nosuch"), 2, "unknown table 'nosuch'"),
         (("send", "nosuch.ndjson", "--table", "sales"), 2, "cannot read 'nosuch.ndjson'"),
-        (("poll", "nosuch"), 2, "sources: platzi, ecb"),
+        (("poll", "nosuch"), 2, "platzi_categories"),
         (("poll", "ecb", "--url", "nonsense"), 1, "ECB_URL"),
+        (("reconcile", "nosuch"), 2, "platzi_categories"),
         (("up", "--poll", "ecb=often"), 2, "SOURCE=SECONDS"),
         (("up", "--url", "nosuch=x"), 2, "SOURCE=URL"),
         (("up", "--port", "70000"), 2, "65535"),
@@ -302,6 +307,7 @@ def test_asking_a_home_where_nothing_ever_ran_says_so_and_makes_nothing(
         ("why", "sales", "1"),
         ("verify",),
         ("maintain",),
+        ("reconcile", "ecb"),
     ):
         done = freshet(tmp_path / "nosuch", *arguments)
         assert done.code == 1

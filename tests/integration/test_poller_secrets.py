@@ -1,29 +1,27 @@
 """The poller with credentials, over real sockets and a real Secrets Manager on the loopback.
 
-They must reach the source's own host, at every page and as they are now, and nothing else: no other
-host after a redirect, no log, no error, no report.
+They must reach the source at every page and as they are now, and nothing else: no log, no error, no
+report, no state. Which hosts a request may carry them to is tested beneath, in
+test_transport_faults.py and test_source_logins.py.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import zstandard
-from pydantic import SecretStr
+from tests.misbehaving import Misbehaving, Reply, Visit, body, misbehaving, redirect, status
 
 from api_poller import app
-from api_poller.credentials import read_headers
-from api_poller.http import Fetcher, HttpLimits, SourceRefusedError
+from api_poller.settings import SHIPPED_SOURCES
 from freshet.errors import FreshetError, SettingsError
 from local.embedded import EmbeddedAws
 
@@ -32,73 +30,19 @@ BEARER = f"Bearer {TOKEN}"
 SETTING = "PLATZI_SECRET_ID"
 ITEMS = [{"id": number, "title": f"Product {number}", "price": 10} for number in range(5)]
 
-Reply = Callable[["Visit"], None]
-
-
-class Visit(BaseHTTPRequestHandler):
-    """One request; what it carried is kept."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Shop
-
-    def do_GET(self) -> None:
-        self.server.seen.append({name.lower(): value for name, value in self.headers.items()})
-        self.server.reply(self)
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """A well-formed answer; header names are written with underscores."""
-        self.send_response(status)
-        for name, value in {"Content_Type": "application/json", **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Keep quiet."""
-
-
-class Shop(ThreadingHTTPServer):
-    """A shop that keeps the headers of every request."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Visit)
-        self.seen: list[dict[str, str]] = []
-        self.reply: Reply = catalogue
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+# No pace and no second try: how often a fault is repeated is none of these tests' business.
+LIMITS = "limits: { requests_per_second: 1000, attempts_max: 1, read_timeout_s: 2 }\n"
 
 
 def catalogue(visit: Visit) -> None:
-    query = {name: int(values[0]) for name, values in parse_qs(urlsplit(visit.path).query).items()}
-    page = ITEMS[query["offset"] : query["offset"] + query["limit"]]
-    visit.answer(200, json.dumps(page).encode())
-
-
-@contextmanager
-def serving() -> Iterator[Shop]:
-    with Shop() as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield made
-        made.shutdown()
-        thread.join(timeout=5)
+    offset, limit = (int(visit.seen.query[name]) for name in ("offset", "limit"))
+    visit.json(ITEMS[offset : offset + limit])
 
 
 @pytest.fixture
-def shop() -> Iterator[Shop]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Shop]:
-    with serving() as made:
+def shop() -> Iterator[Misbehaving]:
+    with misbehaving() as made:
+        made.on("/api/v1/products", catalogue)
         yield made
 
 
@@ -120,8 +64,16 @@ def name() -> str:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The shop as it ships, but for its limits."""
+    shipped = (SHIPPED_SOURCES / "platzi.yaml").read_text()
+    (tmp_path / "platzi.yaml").write_text(shipped + LIMITS)
+    return tmp_path
+
+
+@pytest.fixture
 def poll(
-    aws: EmbeddedAws, shop: Shop, name: str, monkeypatch: pytest.MonkeyPatch
+    aws: EmbeddedAws, shop: Misbehaving, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Poll]:
     """The deployed handler, with the secret `name` as the shop's."""
     environment = {
@@ -130,57 +82,105 @@ def poll(
         "STREAM_NAME": "changes",
         "STATE_BUCKET": "state",
         "STATE_PREFIX": name,
+        "SOURCES_FOLDER": str(folder),
         "PLATZI_URL": f"{shop.url}/api/v1",
         "PAGE_ROWS": "3",
+        "ALLOW_LOOPBACK": "true",
         SETTING: name,
     }
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    app._handler.cache_clear()
+    forget()
     yield lambda: app.handler({"source": "platzi"}, None)
-    app._handler.cache_clear()
+    forget()
 
 
-def put(aws: EmbeddedAws, name: str, **headers: str) -> None:
+def forget() -> None:
+    """Start as a new instance of the function does: its clients know where AWS is now."""
+    app._deployed.cache_clear()
+    app._secrets.cache_clear()
+
+
+def put(aws: EmbeddedAws, name: str, **content: Any) -> None:
     """Give the secret a value, making it first if there is none."""
-    secrets, text = aws.client("secretsmanager"), json.dumps({"headers": headers})
+    secrets, text = aws.client("secretsmanager"), json.dumps(content)
     try:
         secrets.put_secret_value(SecretId=name, SecretString=text)
     except secrets.exceptions.ResourceNotFoundException:
         secrets.create_secret(Name=name, SecretString=text)
 
 
+def sent(shop: Misbehaving, header: str) -> list[str | None]:
+    """What each request so far carried in this header."""
+    return [seen.headers.get(header) for seen in shop.seen]
+
+
 def test_every_page_is_asked_for_with_the_headers_that_the_secret_holds_now(
-    poll: Poll, aws: EmbeddedAws, shop: Shop, name: str
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str
 ) -> None:
-    put(aws, name, Authorization=BEARER, **{"X-Api-Key": "one"})
+    put(aws, name, headers={"Authorization": BEARER, "X-Api-Key": "one"})
     first = poll()
-    put(aws, name, Authorization="Bearer rotated")
     before = len(shop.seen)
+    put(aws, name, headers={"Authorization": "Bearer rotated"})
 
     poll()
 
+    rest = len(shop.seen) - before
     assert first["published"] == 5
     assert before > 1
-    assert {seen["authorization"] for seen in shop.seen[:before]} == {BEARER}
-    assert {seen["x-api-key"] for seen in shop.seen[:before]} == {"one"}
-    assert {seen["authorization"] for seen in shop.seen[before:]} == {"Bearer rotated"}
-    assert not any("x-api-key" in seen for seen in shop.seen[before:])
-    assert {seen["accept"] for seen in shop.seen} == {"application/json"}
+    assert rest > 1
+    assert sent(shop, "authorization") == [BEARER] * before + ["Bearer rotated"] * rest
+    assert sent(shop, "x-api-key") == ["one"] * before + [None] * rest
+    assert set(sent(shop, "accept")) == {"application/json"}
+
+
+def test_a_log_in_takes_its_fields_from_the_secret_that_its_reference_names(
+    poll: Poll,
+    aws: EmbeddedAws,
+    shop: Misbehaving,
+    name: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several sources may share one reference, whatever they are called."""
+    log_in = "auth: { kind: api_key, in: header, name: X-Key }\ncredentials: SHOPPING\n"
+    (folder / "platzi.yaml").write_text((folder / "platzi.yaml").read_text() + log_in)
+    monkeypatch.delenv(SETTING)
+    monkeypatch.setenv("SHOPPING_SECRET_ID", name)
+    put(aws, name, api_key="one", headers={"X-Client": "freshet"})
+
+    assert poll()["published"] == 5
+
+    assert set(sent(shop, "x-key")) == {"one"}
+    assert set(sent(shop, "x-client")) == {"freshet"}
+
+
+def test_a_log_in_without_its_fields_is_a_setting_and_nothing_is_asked(
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str, folder: Path
+) -> None:
+    log_in = "auth: { kind: api_key, in: header, name: X-Key }\ncredentials: PLATZI\n"
+    (folder / "platzi.yaml").write_text((folder / "platzi.yaml").read_text() + log_in)
+    put(aws, name, token=TOKEN)
+
+    with pytest.raises(SettingsError, match=rf"{SETTING}.*api_key") as raised:
+        poll()
+
+    assert TOKEN not in str(raised.value)
+    assert not shop.seen
 
 
 def test_a_secret_without_a_value_leaves_requests_as_they_are(
-    poll: Poll, aws: EmbeddedAws, shop: Shop, name: str
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str
 ) -> None:
     aws.client("secretsmanager").create_secret(Name=name)
 
     assert poll()["published"] == 5
 
-    assert not any("authorization" in seen for seen in shop.seen)
+    assert set(sent(shop, "authorization")) == {None}
 
 
 def test_a_secret_that_does_not_exist_is_a_setting_and_nothing_is_asked(
-    poll: Poll, shop: Shop
+    poll: Poll, shop: Misbehaving
 ) -> None:
     with pytest.raises(SettingsError, match=rf"{SETTING}.*does not exist"):
         poll()
@@ -189,7 +189,7 @@ def test_a_secret_that_does_not_exist_is_a_setting_and_nothing_is_asked(
 
 
 def test_a_secret_of_other_content_is_a_setting_and_nothing_is_asked(
-    poll: Poll, aws: EmbeddedAws, shop: Shop, name: str
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str
 ) -> None:
     aws.client("secretsmanager").create_secret(Name=name, SecretString=TOKEN)
 
@@ -199,147 +199,63 @@ def test_a_secret_of_other_content_is_a_setting_and_nothing_is_asked(
     assert not shop.seen
 
 
-def test_an_arn_names_the_secret_as_well(aws: EmbeddedAws, name: str) -> None:
-    put(aws, name, Authorization=BEARER)
-    secrets = aws.client("secretsmanager")
-
-    headers = read_headers(secrets, secrets.describe_secret(SecretId=name)["ARN"], setting=SETTING)
-
-    assert headers["Authorization"].get_secret_value() == BEARER
-
-
-# --- where they go --------------------------------------------------------------------------------
-
-LIMITS = HttpLimits(connect_timeout_s=1, read_timeout_s=2, attempts_max=1)
-
-
-@pytest.fixture
-def fetcher() -> Iterator[Fetcher]:
-    made = Fetcher(LIMITS)
-    yield made
-    made.close()
-
-
-def carrying(fetcher: Fetcher, to: str) -> Fetcher:
-    values = {"Authorization": SecretStr(BEARER), "X-Api-Key": SecretStr(TOKEN)}
-    return fetcher.carrying(values, to=to)
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize(
-    "location",
-    [
-        "http://127.0.0.1:{other}/api",
-        "http://localhost:{other}/api",
-        "//127.0.0.1:{other}/api",
-        "http://127.0.0.1:{own}@127.0.0.1:{other}/api",
-        "http://127.0.0.1:{other}\\@127.0.0.1:{own}/api",
-        "https://127.0.0.1:{own}/api",
-    ],
-)
-def test_a_redirect_to_another_place_is_refused_before_anything_is_sent_there(
-    status: int, location: str, shop: Shop, elsewhere: Shop, fetcher: Fetcher
+def test_an_arn_names_the_secret_as_well(
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = location.format(own=shop.server_port, other=elsewhere.server_port)
-    shop.reply = lambda visit: visit.answer(status, Location=target)
+    put(aws, name, headers={"Authorization": BEARER})
+    arn = aws.client("secretsmanager").describe_secret(SecretId=name)["ARN"]
+    monkeypatch.setenv(SETTING, arn)
 
-    with pytest.raises(SourceRefusedError, match="redirects to another host are not followed"):
-        carrying(fetcher, shop.url).get("platzi", f"{shop.url}/api", accept="text/json")
+    poll()
 
-    assert [seen["authorization"] for seen in shop.seen] == [BEARER]
-    assert not elsewhere.seen
-
-
-def test_a_redirect_within_the_host_keeps_them(shop: Shop, fetcher: Fetcher) -> None:
-    def moved(visit: Visit) -> None:
-        if visit.path == "/old":
-            visit.answer(308, Location="/new")
-        else:
-            visit.answer(200, b"[]")
-
-    shop.reply = moved
-
-    answer = carrying(fetcher, shop.url).get("platzi", f"{shop.url}/old", accept="text/json")
-
-    assert answer.url == f"{shop.url}/new"
-    assert [seen["authorization"] for seen in shop.seen] == [BEARER, BEARER]
-    assert [seen["x-api-key"] for seen in shop.seen] == [TOKEN, TOKEN]
+    assert set(sent(shop, "authorization")) == {BEARER}
 
 
-def test_a_header_that_says_what_the_address_says_bars_no_redirect(
-    shop: Shop, fetcher: Fetcher
+def test_a_redirect_within_the_host_keeps_them_also_where_the_address_says_the_same(
+    poll: Poll, aws: EmbeddedAws, shop: Misbehaving, name: str
 ) -> None:
-    shop.reply = lambda visit: (
-        visit.answer(200, b"[]")
-        if visit.path.endswith("/")
-        else visit.answer(301, Location="/products/")
-    )
-    bound = fetcher.carrying({"X-Scope": SecretStr("products")}, to=shop.url)
+    put(aws, name, headers={"Authorization": BEARER, "X-Scope": "products"})
+    shop.on("/api/v1/products", lambda visit: redirect(visit.path.replace("/v1", "/v2"))(visit))
+    shop.on("/api/v2/products", catalogue)
 
-    assert bound.get("platzi", f"{shop.url}/products", accept="text/json").body == b"[]"
+    assert poll()["published"] == 5
 
-
-@pytest.mark.parametrize("home", ["https://127.0.0.1:{own}", "http://localhost:{own}", "http://a"])
-def test_a_request_to_any_other_scheme_host_or_port_goes_without_them(
-    home: str, shop: Shop, fetcher: Fetcher
-) -> None:
-    """Whoever asks: the fetcher itself knows whom they are for."""
-    shop.reply = lambda visit: visit.answer(200, b"[]")
-    bound = carrying(fetcher, home.format(own=shop.server_port))
-
-    bound.get("platzi", f"{shop.url}/api", accept="text/json")
-
-    assert [set(seen) for seen in shop.seen] == [
-        {"host", "accept", "accept-encoding", "user-agent"}
-    ]
-
-
-def test_the_fetcher_they_were_given_from_stays_without_them(shop: Shop, fetcher: Fetcher) -> None:
-    shop.reply = lambda visit: visit.answer(200, b"[]")
-    carrying(fetcher, shop.url).get("platzi", f"{shop.url}/api", accept="text/json")
-
-    fetcher.get("ecb", f"{shop.url}/api", accept="text/json")
-
-    assert ["authorization" in seen for seen in shop.seen] == [True, False]
+    assert len(shop.asked("/api/v2/products")) > 1
+    assert set(sent(shop, "authorization")) == {BEARER}
+    assert set(sent(shop, "x-scope")) == {"products"}
 
 
 # --- where they never stand -----------------------------------------------------------------------
 
 
-def reflected(status: int, body: bytes = b"", **headers: str) -> Reply:
+def reflected(code: int, text: bytes = b"", **headers: str) -> Reply:
     """A source that sends the credentials back."""
-    return lambda visit: visit.answer(status, body, **headers)
+    return lambda visit: visit.answer(code, text, **headers)
 
 
-def circle(visit: Visit) -> None:
-    visit.answer(302, Location=f"/{TOKEN}?token={TOKEN}")
+def moved_to(reply: Reply) -> Reply:
+    """A redirect to an address with the credentials in it, and this reply there."""
 
+    def answer(visit: Visit) -> None:
+        if TOKEN in visit.seen.path:
+            reply(visit)
+        else:
+            redirect(f"/{TOKEN}")(visit)
 
-def moved_to_a_fault(visit: Visit) -> None:
-    if TOKEN in visit.path:
-        visit.answer(200, b'{"not": "a list"}')
-    else:
-        visit.answer(302, Location=f"/{TOKEN}")
-
-
-def moved_to_silence(visit: Visit) -> None:
-    if TOKEN in visit.path:
-        visit.answer(503, Retry_After="86400")
-    else:
-        visit.answer(302, Location=f"/{TOKEN}")
+    return answer
 
 
 REFLECTIONS: dict[str, Reply] = {
     "healthy": catalogue,
     "refused": reflected(401, BEARER.encode(), WWW_Authenticate=BEARER),
-    "redirect": reflected(302, Location=f"http://localhost:1/{TOKEN}?token={TOKEN}"),
-    "circle": circle,
-    "moved to a fault": moved_to_a_fault,
-    "moved to silence": moved_to_silence,
+    "redirect": redirect(f"http://localhost:1/{TOKEN}?token={TOKEN}"),
+    "circle": redirect(f"/{TOKEN}?token={TOKEN}"),
+    "moved to a fault": moved_to(body(b'{"not": "a list"}')),
+    "moved to silence": moved_to(status(503, Retry_After="86400")),
     "encoding": reflected(200, b"[]", Content_Encoding=TOKEN),
     "no JSON": reflected(200, BEARER.encode()),
     "retry": reflected(429, BEARER.encode(), Retry_After="86400"),
-    "hang-up": lambda visit: setattr(visit, "close_connection", True),
+    "hang-up": lambda visit: visit.raw(b""),
 }
 
 
@@ -348,7 +264,7 @@ def test_credentials_stand_in_no_log_error_or_report_even_when_sent_back(
     reflection: str,
     poll: Poll,
     aws: EmbeddedAws,
-    shop: Shop,
+    shop: Misbehaving,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -356,14 +272,13 @@ def test_credentials_stand_in_no_log_error_or_report_even_when_sent_back(
 ) -> None:
     """Not even with every logger at DEBUG, as Lambda's log level may set them."""
     monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "false")
-    monkeypatch.setattr(app, "Fetcher", lambda: Fetcher(LIMITS))
-    put(aws, name, Authorization=BEARER)  # whose own request a DEBUG log would hold
+    put(aws, name, headers={"Authorization": BEARER})  # whose own request a DEBUG log would hold
     caplog.set_level(logging.DEBUG)
-    shop.reply = REFLECTIONS[reflection]
+    shop.faults.extend([REFLECTIONS[reflection]] * 9)
 
     told = outcome(poll)
 
-    assert shop.seen[0]["authorization"] == BEARER
+    assert shop.seen[0].headers["authorization"] == BEARER
     captured = capsys.readouterr()
     assert "GetSecretValue" in caplog.text  # DEBUG it was
     for text in (told, caplog.text, captured.out, captured.err):
@@ -378,17 +293,19 @@ def outcome(poll: Poll) -> str:
         return "\n".join([repr(error), str(vars(error)), *traceback.format_exception(error)])
 
 
-def test_no_module_of_the_poller_writes_credentials_in_its_repr(shop: Shop) -> None:
-    made = carrying(Fetcher(LIMITS), shop.url)
+def test_a_source_shows_no_credentials_in_its_repr(poll: Poll, aws: EmbeddedAws, name: str) -> None:
+    put(aws, name, headers={"Authorization": BEARER})
+    made = app.compose_here()
 
-    assert TOKEN not in f"{made!r} {vars(made)!r}"
-    made.close()
+    source = made.source("platzi")
+
+    assert TOKEN not in f"{made!r} {source!r} {vars(source)!r} {vars(source.session)!r}"
 
 
 def test_the_state_that_a_poll_leaves_holds_no_credentials(
     poll: Poll, aws: EmbeddedAws, name: str
 ) -> None:
-    put(aws, name, Authorization=BEARER)
+    put(aws, name, headers={"Authorization": BEARER})
     poll()
 
     s3 = aws.client("s3")
@@ -396,8 +313,11 @@ def test_the_state_that_a_poll_leaves_holds_no_credentials(
     bodies = [s3.get_object(Bucket="state", Key=one["Key"])["Body"].read() for one in stored]
 
     assert len(bodies) == 1
+    assert b"Product 4" in unpacked(bodies[0])  # all of it, rows included
     assert TOKEN.encode() not in unpacked(bodies[0])
 
 
-def unpacked(body: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+def unpacked(data: bytes) -> bytes:
+    """All frames of a file."""
+    reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True)
+    return reader.read()

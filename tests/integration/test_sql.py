@@ -19,9 +19,10 @@ from freshet.testing import StoppedClock, change, rate_row, sale_row
 from freshet.wire import encode_event, encode_record
 from lake.lake import Lake
 from local.runtime import Home, LakeAccess, open_lake
-from local.sql import QueryError, ask, connect
+from local.sql import GOLD, QueryError, ask, connect
 
 LOGGED = "change_log", "quarantine"
+GOLD_VIEWS = [path.stem for path in GOLD.glob("*.sql")]
 
 
 @dataclass
@@ -62,8 +63,9 @@ def test_everything_is_there_and_empty_before_the_first_event(opened: Open) -> N
     names = [name for (name,) in opened.ask("SHOW TABLES")]
 
     assert names == sorted(
-        [*TABLES.names, *(f"{name}_tombstones" for name in TABLES.names), *LOGGED]
+        [*TABLES.names, *(f"{name}_tombstones" for name in TABLES.names), *LOGGED, *GOLD_VIEWS]
     )
+    assert "products_eur" in GOLD_VIEWS
     for name in names:
         assert opened.ask(f"SELECT count(*) FROM {name}") == [(0,)]
     assert columns(opened, "sales")["unit_price"] == "DECIMAL(18,4)"

@@ -88,6 +88,7 @@ class Stage:
             "PLATZI_URL": self.shop.url,
             "PLATZI_SECRET_ID": SECRET,
             "ECB_URL": self.ecb.url,
+            "ALLOW_LOOPBACK": "true",
             "ECB_START": "2010-11-15",  # where the sample's rates begin
             "PRODUCT_CURRENCY": "GBP",
             "DELETE_SHARE_MAX": "0.2",

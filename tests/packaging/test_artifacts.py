@@ -100,6 +100,17 @@ def test_a_function_holds_the_rooms_that_it_needs_and_no_other(
 
 
 @each_function
+def test_the_poller_alone_holds_the_declarations_of_sources(
+    deployed: Path, function: Function
+) -> None:
+    held = {path.name for path in files(deployed / function.logical_id / "sources")}
+    written = {path.name for path in (ROOT / "src/sources").glob("*.yaml")}
+
+    assert len(written) > 5
+    assert held == (written if function.name == "api_poller" else set())
+
+
+@each_function
 def test_only_the_layer_is_heavy(deployed: Path, function: Function) -> None:
     """Producer and poller hold no pyarrow, pandas or numpy; consumer and maintenance do not carry
     a second copy of what their layer brings.

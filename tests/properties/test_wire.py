@@ -57,12 +57,16 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
             raise AssertionError(kind)
 
 
+PATTERNED = {
+    "currency": st.from_regex(r"\A[A-Z]{3}\Z"),
+    "release_date_precision": st.sampled_from(("year", "month", "day")),
+}
+
+
 def rows(contract: type[Contract]) -> st.SearchStrategy[dict[str, Any]]:
     columns = {}
     for column in contract.columns:
-        value = values(column.type)
-        if column.name == "currency":
-            value = st.from_regex(r"\A[A-Z]{3}\Z")
+        value = PATTERNED.get(column.name, values(column.type))
         columns[column.name] = st.none() | value if column.nullable else value
     return st.fixed_dictionaries(columns)
 

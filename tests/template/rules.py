@@ -12,6 +12,7 @@ from typing import Any
 from tests.template.stack import ACCOUNT, PSEUDO, Stack, allows, as_list, grants, statements
 
 from api_poller.state import state_key
+from api_poller.tokens import tokens_key
 from producer.idempotency import PREFIX, scope_of
 
 Rule = Callable[[Stack], Iterator[str]]
@@ -69,7 +70,7 @@ def nobody_reaches_more_than_its_work(stack: Stack) -> Iterator[str]:
         "ProducerRole": {"kinesis ChangeStream", "s3 StateBucket", "logs ProducerLogs"},
         "ApiPollerRole": {
             *("kinesis ChangeStream", "s3 StateBucket", "logs ApiPollerLogs"),
-            "secretsmanager PlatziCredentials",
+            *(f"secretsmanager {name}" for name in stack.of_type("SecretsManager::Secret")),
         },
         "ConsumerRole": {
             *("kinesis ChangeStream", "kinesis *", "s3 LakeBucket", "logs ConsumerLogs"),
@@ -106,7 +107,10 @@ def _deeds(stack: Stack) -> Iterator[tuple[str, str, str, bool]]:
     database = stack.parameters["DatabaseName"]
     lake, state = "<LakeBucket.Arn>", "<StateBucket.Arn>"
     poller = stack.properties("ApiPollerFunction")["Environment"]["Variables"]
-    watermark = "/".join(filter(None, (state, poller.get("STATE_PREFIX"), state_key("ecb"))))
+    watermark, tokens = (
+        "/".join(filter(None, (state, poller.get("STATE_PREFIX"), key)))
+        for key in (state_key("ecb"), tokens_key("SPOTIFY"))
+    )
     kept = f"{state}/{PREFIX}{scope_of('sales', 'a')}"
     tables = f"{lake}/lake/{database}"
     data, metadata = f"{tables}/sales/data/a.parquet", f"{tables}/sales/metadata/v1.metadata.json"
@@ -121,12 +125,14 @@ def _deeds(stack: Stack) -> Iterator[tuple[str, str, str, bool]]:
         yield role, "glue:DeleteTable", table, False
         yield role, "glue:CreateDatabase", f"{glue}:database/{database}", False
         yield role, "glue:UpdateTable", f"{glue}:table/finance/ledger", False
-        reads_secret = role == "ApiPollerRole"
-        yield role, "secretsmanager:GetSecretValue", "<PlatziCredentials>", reads_secret
-        yield role, "secretsmanager:PutSecretValue", "<PlatziCredentials>", False
+        for secret in stack.of_type("SecretsManager::Secret"):
+            reads_secret = role == "ApiPollerRole"
+            yield role, "secretsmanager:GetSecretValue", f"<{secret}>", reads_secret
+            yield role, "secretsmanager:PutSecretValue", f"<{secret}>", False
     for role, own, foreign in (
         ("ProducerRole", kept, watermark),
         ("ApiPollerRole", watermark, kept),
+        ("ApiPollerRole", tokens, kept),
     ):
         for action in ("s3:GetObject", "s3:PutObject"):
             yield role, action, own, True

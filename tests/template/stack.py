@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "provisioned": {"StreamMode": "PROVISIONED", "ShardCount": "4", "RetentionHours": "168"},
     "told": {"AlarmEmail": "data@shop.example", "MonthlyBudgetUsd": "50"},
     "redshift": {"RedshiftServerless": "true"},
+    "sources": {"DummyJsonSchedule": "rate(1 day)", "SpotifySchedule": "cron(0 5 * * ? *)"},
     "restored": {"CreateDatabase": "false", "DatabaseName": "lake_2"},
     "x86": {"Architecture": "x86_64"},
 }

@@ -14,14 +14,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tests.template.stack import STACK_NAME, VARIANTS, Stack, source, stack
-from tests.unit.test_poller import ScriptedHttp, item
+from tests.unit.test_poller import ScriptedTransport, item
 
 import consumer.app
 import maintenance.app
-from api_poller.app import Handler, UnknownSourceError, build
+from api_poller.app import Handler, build, compose
+from api_poller.composition import Composition
+from api_poller.declaration import load_sources
+from api_poller.settings import SHIPPED_SOURCES
 from api_poller.settings import Settings as PollerSettings
 from consumer.decode import decode_batch
-from freshet.errors import StorageError
+from freshet.errors import FreshetError, StorageError
 from freshet.objects import Objects
 from freshet.receipt import Receipt
 from freshet.settings import metrics_namespace
@@ -48,6 +51,8 @@ SETTINGS: dict[str, Any] = {
     "ConsumerFunction": LakeSettings,
     "MaintenanceFunction": MaintenanceSettings,
 }
+# A file to copy, of a shop that does not exist.
+EXAMPLE = "example"
 POWERTOOLS = {"POWERTOOLS_LOG_LEVEL", "POWERTOOLS_METRICS_NAMESPACE", "POWERTOOLS_SERVICE_NAME"}
 every_function = pytest.mark.parametrize("name", SETTINGS)
 
@@ -80,9 +85,26 @@ def poller(objects: Objects) -> Handler:
         PollerSettings(stream_name="s", state_bucket="b"),
         stream=MemoryStream(),
         objects=objects,
-        http=ScriptedHttp(lambda path, query: page if query.get("offset") == "0" else b"[]"),
+        transport=ScriptedTransport(lambda path, query: page),
         now=StoppedClock(),
     )
+
+
+def composed(environment: dict[str, str]) -> Composition:
+    """The sources as the poller declares them in an environment."""
+    settings = PollerSettings.from_env(environment)
+    return compose(settings, stream=MemoryStream(), objects=MemoryObjects(), now=StoppedClock())
+
+
+def scheduled(found: Stack) -> dict[str, dict[str, Any]]:
+    """The schedules of the poller by their source; each source once."""
+    inputs = [
+        (json.loads(one["Target"]["Input"])["source"], one)
+        for one in found.of_type("Scheduler::Schedule").values()
+        if one["Target"]["Arn"] == "<ApiPollerFunction.Arn>"
+    ]
+    assert len(inputs) == len(dict(inputs))
+    return dict(inputs)
 
 
 def payload(name: str) -> dict[str, Any]:
@@ -96,9 +118,10 @@ def payload(name: str) -> dict[str, Any]:
 def test_a_function_gets_the_variables_it_reads_and_no_other(variant: str, name: str) -> None:
     environment = Watched(variables(stack(variant), name))
 
-    assert SETTINGS[name].from_env(environment)
+    settings = SETTINGS[name].from_env(environment)
+    of_sources = getattr(settings, "of_sources", {}).keys()
     assert metrics_namespace(environment) == f"Freshet/{STACK_NAME}"
-    assert environment.keys() <= environment.asked | POWERTOOLS
+    assert environment.keys() <= environment.asked | POWERTOOLS | of_sources
 
 
 @every_function
@@ -114,11 +137,12 @@ def test_a_handler_is_where_the_template_says_and_logs_under_its_name(name: str)
 
 
 def test_what_the_template_leaves_alone_is_what_the_code_takes_anyway() -> None:
-    given = PollerSettings.from_env(variables(stack(), "ApiPollerFunction"))
-    bare = PollerSettings(stream_name="s", state_bucket="b")
+    given = composed(variables(stack(), "ApiPollerFunction"))
+    bare = composed({"STREAM_NAME": "s", "STATE_BUCKET": "b"})
 
-    for field in ("platzi_url", "ecb_url", "product_currency", "delete_share_max"):
-        assert getattr(given, field) == getattr(bare, field)
+    assert {name: given.declaration(name) for name in given.names} == {
+        name: bare.declaration(name) for name in bare.names
+    }
 
 
 def test_tables_lie_where_maintenance_may_delete() -> None:
@@ -129,23 +153,85 @@ def test_tables_lie_where_maintenance_may_delete() -> None:
 
 
 # -------------------------------------------------------------------------------------- schedules
-def test_every_source_has_one_schedule_and_maintenance_another() -> None:
-    with pytest.raises(UnknownSourceError) as caught:
-        poller(MemoryObjects())({}, None)
-    sources = sorted(caught.value.known)
-    schedules = stack().of_type("Scheduler::Schedule").values()
-    inputs = [
-        (one["Target"]["Arn"], json.loads(one["Target"]["Input"]).get("source"))
-        for one in schedules
+def test_every_enabled_source_has_one_schedule_as_it_declares() -> None:
+    declared = load_sources(SHIPPED_SOURCES)
+    enabled = {name: one for name, one in declared.items() if one.enabled}
+
+    schedules = scheduled(stack())
+
+    assert {
+        name: (one["ScheduleExpression"], one.get("ScheduleExpressionTimezone", "UTC"))
+        for name, one in schedules.items()
+    } == {name: (one.schedule, one.timezone) for name, one in enabled.items()}
+
+
+def test_every_other_source_has_a_schedule_that_a_parameter_switches_on() -> None:
+    assert scheduled(stack("sources")).keys() == load_sources(SHIPPED_SOURCES).keys() - {EXAMPLE}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_schedule_names_a_source_that_deploys(variant: str) -> None:
+    found = stack(variant)
+    others = [
+        one["Target"]["Arn"]
+        for one in found.of_type("Scheduler::Schedule").values()
+        if "source" not in json.loads(one["Target"]["Input"])
     ]
 
-    assert sorted(inputs, key=str) == [
-        *(("<ApiPollerFunction.Arn>", name) for name in sources),
-        ("<MaintenanceFunction.Arn>", None),
+    assert scheduled(found).keys() <= set(composed(variables(found, "ApiPollerFunction")).names)
+    assert others == ["<MaintenanceFunction.Arn>"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_secret_is_that_of_a_scheduled_source_and_the_poller_gets_it(variant: str) -> None:
+    found = stack(variant)
+    given = variables(found, "ApiPollerFunction")
+    sources = composed(given)
+    references = {
+        one.credentials or name.upper(): one.auth.kind
+        for name in scheduled(found)
+        for one in [sources.declaration(name)]
+    }
+    secrets = {
+        name.removesuffix("_SECRET_ID"): value
+        for name, value in given.items()
+        if name.endswith("_SECRET_ID")
+    }
+
+    assert sorted(secrets.values()) == sorted(
+        f"<{name}>" for name in found.of_type("SecretsManager::Secret")
+    )
+    assert {name for name, kind in references.items() if kind != "none"} <= secrets.keys()
+    assert secrets.keys() <= references.keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_alarm_listens_for_every_scheduled_source(variant: str) -> None:
+    found = stack(variant)
+    heard = [
+        one["Value"]
+        for alarm in found.of_type("CloudWatch::Alarm").values()
+        if alarm.get("MetricName") == "PollsRefused"
+        for one in alarm["Dimensions"]
     ]
 
+    assert sorted(heard) == sorted(scheduled(found))
 
-@pytest.mark.parametrize("name", ["platzi", "ecb", "maintenance"])
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_alarm_rings_for_a_source_that_is_asked_once_a_day(variant: str) -> None:
+    """An hour without a poll is an hour without data: two bad hours in a row never come."""
+    found = stack(variant)
+    schedules = scheduled(found)
+    for name, alarm in found.of_type("CloudWatch::Alarm").items():
+        if alarm.get("MetricName") != "PollsRefused":
+            continue
+        [source_name] = [one["Value"] for one in alarm["Dimensions"]]
+        hourly = schedules[source_name]["ScheduleExpression"] == "rate(1 hour)"
+        assert hourly or alarm["EvaluationPeriods"] == 1, name
+
+
+@pytest.mark.parametrize("name", ["platzi", "platzi_categories", "ecb", "maintenance"])
 def test_the_schedules_say_what_the_recorded_payloads_say(name: str) -> None:
     given = [
         json.loads(one["Target"]["Input"])
@@ -177,7 +263,7 @@ def emitted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     """Every series that the functions put out, each in the environment the template gives it."""
     monkeypatch.delenv("POWERTOOLS_METRICS_DISABLED", raising=False)
     for name, emit in EMITTERS.items():
-        for key, value in variables(stack(), name).items():
+        for key, value in variables(stack("sources"), name).items():
             monkeypatch.setenv(key, value)
         emit()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -224,8 +310,8 @@ def _poll() -> None:
         def get(self, key: str) -> Any:
             raise StorageError(key, "does not answer")
 
-    for name in ("platzi", "ecb"):
-        with pytest.raises(StorageError):
+    for name in scheduled(stack("sources")):
+        with pytest.raises(FreshetError):
             poller(Down())({"source": name}, None)
     poller(MemoryObjects())({"source": "platzi"}, None)
 
@@ -252,7 +338,7 @@ def _watched(alarm: dict[str, Any]) -> Iterator[Series]:
 
 def test_alarms_watch_what_the_functions_really_put_out(emitted: set[Series]) -> None:
     """A dimension too many is another metric, and an alarm over a metric without data is silent."""
-    alarms = stack().of_type("CloudWatch::Alarm")
+    alarms = stack("sources").of_type("CloudWatch::Alarm")
     watched = {
         (name, series)
         for name, alarm in alarms.items()
@@ -468,6 +554,7 @@ def test_outputs_are_what_the_command_line_and_a_user_need() -> None:
     assert not [name for name, value in outputs.items() if "${" in str(value)]
     assert all(body["Description"] for body in source()["Outputs"].values())
     assert stack("redshift").outputs.keys() - outputs.keys() == {"RedshiftExternalSchema"}
+    assert stack("sources").outputs.keys() - outputs.keys() == {"SpotifyCredentialsArn"}
 
 
 def test_the_external_schema_is_made_as_the_stack_s_output_says() -> None:

@@ -49,6 +49,15 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("cron(30 16 ? * MON-FRI *)", "rate(1 day)"),
         ("", "daily", "cron()", "crons(30 16 * * ? *)"),
     ),
+    "DummyJsonSchedule": (
+        ("", "rate(1 day)", "cron(0 6 * * ? *)"),
+        (" ", "1 day", "rate()", "rate(1 day", "daily"),
+    ),
+    "SpotifySchedule": (
+        ("", "rate(12 hours)", "cron(0 6 * * ? *)"),
+        (" ", "12 hours", "rate()", "every(1 hour)"),
+    ),
+    "DeleteShareMax": (("", "0", "0.2", "1"), ("20", "1.5", "-0.1", ".2", "20%", "0.2\n")),
     "ProductCurrency": (("USD", "EUR"), ("", "usd", "US", "USDT", "U$D")),
     "AlarmEmail": (
         ("", "data@shop.example", "a.b+c@d.example"),
@@ -169,6 +178,13 @@ def test_what_cannot_work_together_is_refused_before_anything_is_made(
         ({"RedshiftServerless": "true"}, "RedshiftWorkgroup", True),
         ({}, "RedshiftWorkgroup", False),
         ({"CreateDatabase": "false"}, "Database", False),
+        ({"DummyJsonSchedule": "rate(1 day)"}, "DummyJsonCartsPoll", True),
+        ({"DummyJsonSchedule": "rate(1 day)"}, "SpotifyTracksPoll", False),
+        ({"SpotifySchedule": "rate(1 day)"}, "SpotifyTracksPoll", True),
+        ({"SpotifySchedule": "rate(1 day)"}, "SpotifyCredentials", True),
+        ({"SpotifySchedule": "rate(1 day)"}, "PollSpotifyTracksAlarm", True),
+        ({}, "SpotifyCredentials", False),
+        ({}, "PollSpotifyTracksAlarm", False),
         ({"JwtIssuer": "https://id.example", "JwtAudience": "a"}, "HttpApiAuthorizer", True),
         ({}, "HttpApiAuthorizer", False),
         ({"CorsOrigins": "https://shop.example"}, "HttpApiPreflightRoute", True),
@@ -190,9 +206,12 @@ def test_parameters_reach_what_they_are_for() -> None:
             "JwtIssuer": "https://id.example",
             "JwtAudience": "web,till",
             "CorsOrigins": "https://a.example,https://b.example",
+            "DeleteShareMax": "0.5",
         }
     )
 
+    given = made.properties("ApiPollerFunction")["Environment"]["Variables"]
+    assert given["DELETE_SHARE_MAX"] == "0.5"
     assert made.properties("ChangeStream")["ShardCount"] == "4"
     assert "ShardCount" not in stack_with({}).properties("ChangeStream")
     token = made.properties("HttpApiAuthorizer")["JwtConfiguration"]

@@ -102,6 +102,10 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
             granted("MaintenanceRole", "kinesis:PutRecords", "<ChangeStream.Arn>"),
         ),
         ("cannot reach", at("ConsumerRole/Policies/1/PolicyDocument/Statement", [])),
+        (
+            "ApiPollerRole: cannot reach secretsmanager Other",
+            made("Other", "SecretsManager::Secret"),
+        ),
     ],
     "functions_do_what_they_must_and_no_more": [
         ("MaintenanceRole: may s3:PutObject", granted("MaintenanceRole", "s3:PutObject", DATA)),

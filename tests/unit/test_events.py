@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from api_poller import app as api_poller
-from api_poller.http import Answer, Fetcher
+from api_poller.http import Answer, Limits, Request
 from api_poller.settings import Settings
 from consumer import app as consumer
 from freshet.objects import DirectoryObjects
@@ -46,18 +46,21 @@ EVENTS = Path(__file__).parents[2] / "events"
 FILES = {path.stem: path for path in sorted(EVENTS.glob("*_*.json"))}
 NOW = StoppedClock(EPOCH + timedelta(seconds=10))  # the events were accepted at 08:30:08
 PRODUCT = {"id": 4, "title": "Majestic Mountain Graphic T-Shirt", "price": 44}
+CATEGORY = {"id": 1, "name": "Clothes", "slug": "clothes"}
 RATES = "KEY,CURRENCY,TIME_PERIOD,OBS_VALUE\r\nEXR,USD,2026-11-20,1.0837\r\n"
 
 Event = dict[str, Any]
 
 
-class Fetched(Fetcher):
-    """A shop of one product and a bank with one rate."""
+class Fetched:
+    """A shop of one product in one category, and a bank with one rate."""
 
-    def get(self, source: str, url: str, *, accept: str) -> Answer:
-        path = urlsplit(url).path
-        body = json.dumps([PRODUCT]) if path.endswith("/products") else RATES
-        return Answer(url, 200, body.encode(), measured=True)
+    def send(
+        self, request: Request, limits: Limits, *, seconds_max: float, allow_loopback: bool
+    ) -> Answer:
+        shop = {"products": json.dumps([PRODUCT]), "categories": json.dumps([CATEGORY])}
+        body = shop.get(urlsplit(request.url).path.rpartition("/")[2], RATES)
+        return Answer(request.url, 200, {}, body.encode(), measured=True)
 
 
 class Stage:
@@ -74,7 +77,7 @@ class Stage:
             ),
             stream=self.stream,
             objects=objects,
-            http=Fetched(),
+            transport=Fetched(),
             now=NOW,
         )
         vacuum = lake.vacuum(now=NOW, grace=timedelta(hours=24))
@@ -205,6 +208,7 @@ EXPECTED: dict[str, Expectation] = {
     "schedule_ecb": polled("ecb", {"currency": "USD", "rate_date": "2026-11-20"}),
     "schedule_maintenance": maintained,
     "schedule_platzi": polled("platzi", {"product_id": "4"}),
+    "schedule_platzi_categories": polled("platzi_categories", {"category_id": "1"}),
 }
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -24,22 +22,19 @@ from botocore.exceptions import (
 from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
-from api_poller.app import build
 from api_poller.credentials import (
+    FIELDS_MAX,
     HEADERS_MAX,
     VALUE_CHARS_MAX,
+    Credentials,
     CredentialsUnavailableError,
-    Headers,
-    parse_headers,
-    read_headers,
+    credentials_for,
+    parse_credentials,
+    read_credentials,
 )
-from api_poller.http import Answer, Fetcher, SourceRefusedError, _Request
-from api_poller.settings import Settings
+from api_poller.http import redirect_target
 from freshet.errors import SettingsError, TerminalError, TransientError
-from freshet.objects import DirectoryObjects
-from freshet.testing import MemoryStream, StoppedClock
 
 TOKEN = "sk-live-51Hq7ZtopSecretToken"
 SETTING = "PLATZI_SECRET_ID"
@@ -49,8 +44,11 @@ def secret(**headers: Any) -> str:
     return json.dumps({"headers": headers})
 
 
-def opened(headers: Headers) -> dict[str, str]:
-    return {name: value.get_secret_value() for name, value in headers.items()}
+def opened(made: Credentials) -> dict[str, Any]:
+    """What was read, in the form of a secret."""
+    fields = {name: value.get_secret_value() for name, value in made.fields.items()}
+    headers = {name: value.get_secret_value() for name, value in made.headers.items()}
+    return fields | ({"headers": headers} if headers else {})
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -75,10 +73,27 @@ def told(error: BaseException) -> str:
 def test_a_secret_holds_the_headers_that_a_source_wants() -> None:
     text = json.dumps({"headers": {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": "a\tb c"}})
 
-    headers = parse_headers(text, setting=SETTING)
+    made = parse_credentials(text, setting=SETTING)
 
-    assert opened(headers) == {"Authorization": f"Bearer {TOKEN}", "X-Api-Key": "a\tb c"}
-    assert TOKEN not in f"{headers} {headers!r}"
+    assert opened(made) == json.loads(text)
+    assert TOKEN not in f"{made} {made!r}"
+
+
+def test_a_secret_holds_the_fields_that_a_log_in_wants_and_headers_besides() -> None:
+    text = json.dumps(
+        {"client_id": "id", "client_secret": TOKEN, "password": "pä ss", "headers": {"X-A": TOKEN}}
+    )
+
+    made = parse_credentials(text, setting=SETTING)
+
+    assert opened(made) == json.loads(text)
+    assert made.setting == SETTING
+    assert TOKEN not in f"{made} {made!r}"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}"])
+def test_an_empty_secret_holds_no_credentials(text: str) -> None:
+    assert opened(parse_credentials(text, setting=SETTING)) == {}
 
 
 @pytest.mark.parametrize(
@@ -88,9 +103,14 @@ def test_a_secret_holds_the_headers_that_a_source_wants() -> None:
         (f'"{TOKEN}"', "holds no JSON object"),
         (f'{{"headers": {{"Authorization": "{TOKEN}"}}', "holds no JSON object"),
         ("[" * 100_000 + TOKEN, "holds no JSON object"),
-        ("", "holds no JSON object"),
-        (json.dumps({"Authorization": TOKEN}), "headers: Field required"),
-        (json.dumps({"headers": {"A": TOKEN}, TOKEN: 1}), "a member other than headers"),
+        (json.dumps({"Authorization": TOKEN}), "at member 1: String should match pattern"),
+        (json.dumps({"headers": {"A": TOKEN}, TOKEN: 1}), "at member 2"),
+        (json.dumps({"token": TOKEN, "ttl": 5}), "at member 2"),
+        (json.dumps({"token": [TOKEN]}), "at member 1"),
+        (json.dumps({"token": ""}), r"member 1.*1 to 8000 characters"),
+        (json.dumps({"token": TOKEN * VALUE_CHARS_MAX}), r"member 1.*1 to 8000 characters"),
+        (json.dumps({"token": f"{TOKEN}\n"}), r"member 1.*without line breaks"),
+        (json.dumps({f"f{at}": TOKEN for at in range(FIELDS_MAX + 1)}), "the object.*at most 30"),
         (json.dumps({"headers": [TOKEN]}), "at headers:"),
         (json.dumps({"headers": TOKEN}), "at headers:"),
         (secret(), "at headers: Dictionary should have at least 1 item"),
@@ -131,7 +151,7 @@ def test_a_secret_holds_the_headers_that_a_source_wants() -> None:
 )
 def test_wrong_content_is_named_by_its_place_and_never_quoted(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as raised:
-        parse_headers(text, setting=SETTING)
+        parse_credentials(text, setting=SETTING)
 
     assert raised.value.name == SETTING
     assert '{"headers": {"Authorization":' in str(raised.value)
@@ -144,14 +164,16 @@ def test_a_binary_secret_is_refused(client: Any) -> None:
         stub.add_response("get_secret_value", {"SecretBinary": TOKEN.encode()})
 
         with pytest.raises(SettingsError, match="holds no JSON object"):
-            read_headers(client, "shop", setting=SETTING)
+            read_credentials(client, "shop", setting=SETTING)
 
 
 token_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(TOKEN) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["headers", "A", "Host", TOKEN, ""]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["headers", "A", "token", "Host", TOKEN, ""]), inner, max_size=3
+        )
     ),
     max_leaves=8,
 )
@@ -159,16 +181,16 @@ token_json = st.recursive(
 
 @given(token_json)
 def test_whatever_a_secret_holds_is_taken_or_refused_without_a_quote(content: Any) -> None:
-    outcome: Headers | SettingsError
+    outcome: Credentials | SettingsError
     try:
-        outcome = parse_headers(json.dumps(content), setting=SETTING)
+        outcome = parse_credentials(json.dumps(content), setting=SETTING)
     except SettingsError as error:
         outcome = error
 
     if isinstance(outcome, SettingsError):
         assert TOKEN not in told(outcome)
     else:
-        assert opened(outcome) == content["headers"]
+        assert opened(outcome) == content
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -179,12 +201,12 @@ def client() -> Any:
     return boto3.client("secretsmanager", region_name="eu-west-1")
 
 
-def refused(client: Any, code: str, message: str, status: int) -> BaseException | Headers:
+def refused(client: Any, code: str, message: str, status: int) -> BaseException | Credentials:
     """What reading the secret comes to when Secrets Manager answers this."""
     with Stubber(client) as stub:
         stub.add_client_error("get_secret_value", code, message, status)
         try:
-            return read_headers(client, "shop", setting=SETTING)
+            return read_credentials(client, "shop", setting=SETTING)
         except (TerminalError, TransientError) as error:
             return error
 
@@ -192,7 +214,7 @@ def refused(client: Any, code: str, message: str, status: int) -> BaseException 
 def test_a_secret_without_a_value_means_no_credentials(client: Any) -> None:
     message = "Secrets Manager can't find the specified secret value for staging label: AWSCURRENT"
 
-    assert refused(client, "ResourceNotFoundException", message, 400) == {}
+    assert refused(client, "ResourceNotFoundException", message, 400) == Credentials(SETTING)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +285,7 @@ def test_no_answer_is_transient(error: Exception) -> None:
     client: Any = Failing(error)
 
     with pytest.raises(CredentialsUnavailableError, match=type(error).__name__):
-        read_headers(client, "shop", setting=SETTING)
+        read_credentials(client, "shop", setting=SETTING)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +299,7 @@ def test_a_client_that_cannot_work_is_a_setting(error: Exception, name: str) -> 
     client: Any = Failing(error)
 
     with pytest.raises(SettingsError) as raised:
-        read_headers(client, "shop", setting=SETTING)
+        read_credentials(client, "shop", setting=SETTING)
 
     assert raised.value.name == name
 
@@ -287,67 +309,64 @@ def test_an_answer_holds_the_text_that_is_parsed(client: Any) -> None:
     with Stubber(client) as stub:
         stub.add_response("get_secret_value", answer, {"SecretId": "shop"})
 
-        headers = read_headers(client, "shop", setting=SETTING)
+        made = read_credentials(client, "shop", setting=SETTING)
 
-    assert opened(headers) == {"Authorization": f"Bearer {TOKEN}"}
-
-
-# --- in a poll ------------------------------------------------------------------------------------
+    assert opened(made) == {"headers": {"Authorization": f"Bearer {TOKEN}"}}
 
 
-class Closed(Fetcher):
-    """A shop without products and a bank without rates."""
-
-    def get(self, source: str, url: str, *, accept: str) -> Answer:
-        return Answer(url, 200, b"[]" if "/products" in url else b"", measured=True)
+# --- by reference ---------------------------------------------------------------------------------
 
 
-def test_the_secret_is_read_once_a_poll_of_its_source_and_for_no_other(tmp_path: Path) -> None:
-    reads: list[None] = []
-
-    def headers() -> Headers:
-        reads.append(None)
-        return {"Authorization": SecretStr(TOKEN)}
-
-    handle = build(
-        Settings.from_env({"STREAM_NAME": "changes", "STATE_BUCKET": "state"}),
-        stream=MemoryStream(),
-        objects=DirectoryObjects(tmp_path),
-        http=Closed(),
-        now=StoppedClock(datetime(2026, 11, 21, tzinfo=UTC)),
-        platzi_headers=headers,
-    )
-
-    counts = []
-    for source in ("platzi", "platzi", "ecb"):
-        handle({"source": source}, None)
-        counts.append(len(reads))
-
-    assert counts == [1, 2, 2]
+def no_client() -> Any:
+    raise AssertionError("no secret is named")
 
 
-def test_a_secret_that_cannot_be_read_refuses_the_poll_and_is_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def headers() -> Headers:
-        raise CredentialsUnavailableError(SETTING, "ThrottlingException")
+def test_a_reference_names_a_secret_in_the_cloud(client: Any) -> None:
+    environ = {"SHOP_SECRET_ID": "shop", "SHOP_TOKEN": "not looked at"}
+    with Stubber(client) as stub:
+        stub.add_response(
+            "get_secret_value", {"SecretString": '{"token": "a"}'}, {"SecretId": "shop"}
+        )
 
-    stream = MemoryStream()
-    handle = build(
-        Settings.from_env({"STREAM_NAME": "changes", "STATE_BUCKET": "state"}),
-        stream=stream,
-        objects=DirectoryObjects(tmp_path),
-        http=Closed(),
-        now=StoppedClock(datetime(2026, 11, 21, tzinfo=UTC)),
-        platzi_headers=headers,
-    )
+        made = credentials_for("SHOP", environ, lambda: client)
 
-    with pytest.raises(CredentialsUnavailableError):
-        handle({"source": "platzi"}, None)
+    assert (opened(made), made.setting) == ({"token": "a"}, "SHOP_SECRET_ID")
 
-    assert json.loads(capsys.readouterr().out)["PollsRefused"] == [1.0]
-    assert not stream.records
-    assert not list(DirectoryObjects(tmp_path).list(""))
+
+def test_a_reference_names_variables_on_a_laptop() -> None:
+    environ = {
+        "SHOP_CREDENTIALS": '{"username": "ada", "tenant": "x", "headers": {"X-A": "1"}}',
+        "SHOP_USERNAME": "bob",
+        "SHOP_CLIENT_SECRET": TOKEN,
+        "SHOP_TOKEN": "",
+        "SHOP_URL": "https://shop",
+        "OTHER_PASSWORD": "p",
+        "SHOP_SECRET_ID": "",
+    }
+
+    made = credentials_for("SHOP", environ, no_client)
+
+    assert opened(made) == {
+        "username": "bob",
+        "tenant": "x",
+        "client_secret": TOKEN,
+        "headers": {"X-A": "1"},
+    }
+    assert made.setting == "SHOP_CREDENTIALS"
+
+
+def test_a_reference_to_nothing_gives_none() -> None:
+    assert opened(credentials_for("SHOP", {}, no_client)) == {}
+
+
+def test_a_laptops_variable_that_cannot_be_read_is_named_and_not_quoted() -> None:
+    with pytest.raises(SettingsError, match="setting SHOP_CREDENTIALS: holds no JSON") as raised:
+        credentials_for("SHOP", {"SHOP_CREDENTIALS": TOKEN}, no_client)
+
+    assert TOKEN not in told(raised.value)
+
+
+# --- redirects ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -367,37 +386,12 @@ def test_a_secret_that_cannot_be_read_refuses_the_poll_and_is_counted(
 )
 def test_no_redirect_leaves_scheme_host_and_port(location: str | None) -> None:
     """With a backslash, Python's parser reads another host than the library that connects."""
-    request = _Request("platzi", "https://shop.example/api/products?offset=0", "text/json")
-
-    with pytest.raises(SourceRefusedError, match="redirects to"):
-        request.redirected(302, location)
+    assert redirect_target("https://shop.example/api/products?offset=0", location) is None
 
 
 @pytest.mark.parametrize("location", ["/v2/products", "https://SHOP.example:443/v2/products"])
 def test_a_redirect_within_the_host_is_followed(location: str) -> None:
-    request = _Request("platzi", "https://shop.example/api/products", "text/json")
+    target = redirect_target("https://shop.example/api/products", location)
 
-    assert request.redirected(301, location).url.endswith("/v2/products")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"https://user:{TOKEN}@shop.example/api",
-        "https://shop.example:99999/",
-        "https://[/",
-    ],
-)
-def test_a_source_url_has_one_reading_and_no_credentials(url: str) -> None:
-    with pytest.raises(SettingsError, match="setting PLATZI_URL") as raised:
-        Settings.from_env({"STREAM_NAME": "a", "STATE_BUCKET": "b", "PLATZI_URL": url})
-
-    assert TOKEN not in str(raised.value)
-
-
-def test_the_secret_is_optional_and_blank_counts_as_absent() -> None:
-    base = {"STREAM_NAME": "a", "STATE_BUCKET": "b"}
-
-    assert Settings.from_env(base).platzi_secret_id is None
-    assert Settings.from_env(base | {SETTING: ""}).platzi_secret_id is None
-    assert Settings.from_env(base | {SETTING: "shop"}).platzi_secret_id == "shop"
+    assert target is not None
+    assert target.endswith("/v2/products")

@@ -25,6 +25,7 @@ from freshet.errors import SettingsError, StorageError, StreamUnavailableError
 from freshet.event import ChangeEvent, Op
 from freshet.objects import DirectoryObjects
 from freshet.stream import RECORD_BYTES_MAX
+from freshet.tables import TABLES
 from freshet.testing import EPOCH, MemoryStream, StoppedClock, product_row, rate_row, sale_row
 from producer.answers import (
     ANSWER_BYTES_MAX,
@@ -384,7 +385,7 @@ def test_tables_are_described_as_json_schema(producer: Producer) -> None:
 
     tables = {one.table: one for one in TablesAnswer.model_validate(answer.body).tables}
     assert answer.status == 200
-    assert set(tables) == {"sales", "products", "exchange_rates"}
+    assert set(tables) == set(TABLES.names)
     assert tables["exchange_rates"].key == ["currency", "rate_date"]
     assert tables["sales"].partition == ["day(sold_at)"]
     assert tables["products"].partition == ["bucket[4](product_id)"]

@@ -1,27 +1,18 @@
-"""Change detection as a table of cases: what was known, what is listed, what follows."""
+"""Change detection as a table of cases: what was told, what is listed, what follows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
-from api_poller.changes import (
-    Change,
-    ChangePlan,
-    JsonRow,
-    Listing,
-    Skipped,
-    content_hash,
-    events_of,
-    plan_changes,
-)
+from api_poller.changes import Change, Cursor, Differences, applied, events_of, guarded
+from api_poller.snapshot import Entry, Snapshot, content_of, digest_of
 from freshet.contract import Row
+from freshet.errors import RejectedError
 from freshet.event import Op, json_row, parse_event
-from freshet.tables import TABLES, Product
+from freshet.tables import TABLES, ExchangeRate, Product, Sale
 
 NOW = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
 
@@ -32,163 +23,168 @@ def product(product_id: str, price: str = "9.9000") -> Row:
     )
 
 
-def listing(*rows: Row, backfill: bool = False, whole: bool = True, **options: object) -> Listing:
-    by_key = {str(row["product_id"]): row for row in rows}
-    made = Listing(by_key, whole_table=whole, backfill=backfill, watermark=None)
-    return replace(made, **options)  # type: ignore[arg-type]
+def known(*rows: Row) -> Snapshot:
+    contents = {str(row["product_id"]): content_of(json_row(row)) for row in rows}
+    return Snapshot.of({key: Entry(digest_of(text), "", text) for key, text in contents.items()})
 
 
-def known(*rows: Row) -> dict[str, JsonRow]:
-    return {str(row["product_id"]): json_row(row) for row in rows}
+def listed(told: Snapshot, *rows: Row, pending: frozenset[str] = frozenset()) -> Differences:
+    found = Differences(told, pending)
+    for row in rows:
+        found.list_row(str(row["product_id"]), row)
+    return found
 
 
-def plan(
-    previous: Mapping[str, JsonRow],
-    listed: Listing,
-    *,
-    pending: frozenset[str] = frozenset(),
-    share: float = 1.0,
-) -> ChangePlan:
-    return plan_changes(previous, pending, listed, delete_share_max=share)
+def ops(found: Differences) -> dict[str, Op]:
+    return {key: change.op for key, change in found.changes.items()}
 
 
 def test_rows_listed_for_the_first_time_are_reads() -> None:
-    made = plan({}, listing(product("1"), backfill=True))
+    found = Differences(known(), backfill=True)
 
-    assert made.changes == (Change(Op.READ, "1", product("1"), None),)
-    assert made.rows == known(product("1"))
+    assert found.list_row("1", product("1"))
+    assert ops(found) == {"1": Op.READ}
 
 
 def test_a_new_row_is_a_create() -> None:
-    made = plan(known(product("1")), listing(product("1"), product("2")))
-
-    assert made.changes == (Change(Op.CREATE, "2", product("2"), None),)
-    assert made.unchanged == 1
+    assert ops(listed(known(product("1")), product("1"), product("2"))) == {"2": Op.CREATE}
 
 
-def test_an_unchanged_listing_plans_nothing() -> None:
-    made = plan(known(product("1"), product("2")), listing(product("1"), product("2")))
+def test_an_unchanged_row_is_no_change() -> None:
+    found = Differences(known(product("1")))
 
-    assert made.changes == ()
-    assert made.unchanged == 2
+    assert not found.list_row("1", product("1"))
+    assert not found.changes
 
 
 def test_a_price_that_differs_is_an_update_that_knows_the_row_before() -> None:
-    made = plan(known(product("1", "9.90")), listing(product("1", "8.50")))
+    found = listed(known(product("1", "9.90")), product("1", "8.50"))
 
-    before = json_row(product("1", "9.90"))
-    assert made.changes == (Change(Op.UPDATE, "1", product("1", "8.50"), before),)
-    assert made.rows == known(product("1", "8.50"))
+    (change,) = found.with_before(found.changes.values(), Product)
+    assert (change.op, change.after) == (Op.UPDATE, product("1", "8.50"))
+    assert change.before == json_row(product("1", "9.90"))
 
 
 def test_the_same_price_written_otherwise_is_no_change() -> None:
-    made = plan(known(product("1", "9.9")), listing(product("1", "9.9000")))
-
-    assert made.changes == ()
+    assert not listed(known(product("1", "9.9")), product("1", "9.9000")).changes
 
 
-def test_a_row_that_vanished_is_a_delete_that_knows_the_row_before() -> None:
-    made = plan(known(product("1"), product("2")), listing(product("1")))
+def test_a_column_the_contract_gained_changes_no_row_that_has_no_value_for_it() -> None:
+    row = json_row(product("1"))
 
-    assert made.changes == (Change(Op.DELETE, "2", None, json_row(product("2"))),)
-    assert made.rows == known(product("1"))
-
-
-def test_absence_from_part_of_a_table_is_no_delete() -> None:
-    made = plan(known(product("1"), product("2")), listing(product("1"), whole=False))
-
-    assert made.changes == ()
-    assert made.rows == known(product("1"), product("2"))
+    assert content_of(row | {"gained": None}) == content_of(row)
+    assert content_of(row | {"gained": "x"}) != content_of(row)
 
 
-def test_a_row_that_does_not_fit_the_contract_is_not_treated_as_deleted() -> None:
-    broken = Skipped("2", "out_of_range", "price")
-
-    made = plan(known(product("1"), product("2")), listing(product("1"), skipped=[broken]))
-
-    assert made.changes == ()
-    assert made.rows == known(product("1"), product("2"))
+def test_a_content_minds_values_and_not_the_order_of_columns() -> None:
+    assert content_of({"a": "1", "b": "2"}) == content_of({"b": "2", "a": "1"})
+    assert content_of({"a": "1"}) != content_of({"a": 1})
+    assert content_of({"a": "1", "b": None}) != content_of({"a": None, "b": "1"})
 
 
-def test_while_any_row_cannot_be_identified_nothing_is_deleted() -> None:
-    nameless = Skipped(None, "missing_key", "product_id")
-    listed = listing(product("1", "1"), skipped=[nameless])
+def test_a_row_listed_twice_is_told_as_it_was_shown_last() -> None:
+    found = listed(known(product("1", "1")), product("1", "2"), product("1", "3"))
 
-    made = plan(known(product("1"), product("2")), listed)
-
-    assert [change.op for change in made.changes] == [Op.UPDATE]
-    assert not listed.complete
+    assert ops(found) == {"1": Op.UPDATE}
+    assert found.changes["1"].after == product("1", "3")
 
 
-def test_too_many_vanished_rows_are_kept_while_other_changes_go_out() -> None:
-    previous = known(*(product(str(number)) for number in range(10)))
-    listed = listing(*(product(str(number), "1") for number in range(7)), product("new"))
-
-    made = plan(previous, listed, share=0.2)
-
-    assert made.guarded == 3
-    assert made.counts == {Op.CREATE: 1, Op.UPDATE: 7, Op.DELETE: 0, Op.READ: 0}
-    assert {"7", "8", "9"} <= made.rows.keys()
+def test_a_row_that_goes_back_while_it_is_listed_is_no_change() -> None:
+    assert not listed(known(product("1", "1")), product("1", "2"), product("1", "1")).changes
 
 
-def test_the_guard_lets_exactly_its_share_go() -> None:
-    previous = known(*(product(str(number)) for number in range(10)))
-    listed = listing(*(product(str(number)) for number in range(8)))
+def test_a_row_that_was_not_shown_is_gone() -> None:
+    found = listed(known(product("1"), product("2"), product("3")), product("1"))
 
-    assert plan(previous, listed, share=0.2).counts[Op.DELETE] == 2
-    assert plan(previous, listed, share=0.19).guarded == 2
+    assert found.gone({"1"}) == ["2", "3"]
 
 
-def test_an_empty_listing_does_not_empty_a_table() -> None:
-    made = plan(known(product("1"), product("2")), listing(), share=0.99)
+def test_a_row_marked_as_deleted_is_deleted_once_and_only_if_it_was_told() -> None:
+    found = Differences(known(product("1")))
+    found.list_deleted("1")
+    found.list_deleted("2")
 
-    assert made.changes == ()
-    assert made.guarded == 2
+    assert ops(found) == {"1": Op.DELETE}
+    after = applied(found.snapshot, found.changes.values(), keep_rows=True)
+    again = Differences(after)
+    again.list_deleted("1")
+    assert not again.changes
 
 
-def test_a_guarded_row_comes_up_again_until_the_guard_is_lifted() -> None:
-    guarded = plan(known(product("1"), product("2")), listing(product("1")), share=0.2)
+def test_a_windowed_snapshot_tells_deletes_of_rows_it_has_forgotten_once() -> None:
+    cursor = Cursor(Product, "updated_at")
+    found = Differences(known(), windowed=True)
+    found.list_deleted("long ago")
 
-    assert plan(guarded.rows, listing(product("1")), share=1.0).counts[Op.DELETE] == 1
+    assert ops(found) == {"long ago": Op.DELETE}
+    after = applied(
+        found.snapshot, found.changes.values(), keep_rows=True, cursor=cursor, deleted_at="2026"
+    )
+    again = Differences(after, windowed=True)
+    again.list_deleted("long ago")
+    assert not again.changes
+    again.list_row("long ago", product("long ago"))
+    assert ops(again) == {"long ago": Op.CREATE}, "it came back"
+
+
+def test_a_delete_knows_the_row_before() -> None:
+    found = Differences(known(product("1")))
+    found.list_deleted("1")
+
+    (change,) = found.with_before(found.changes.values(), Product)
+    assert change == Change(Op.DELETE, "1", before=json_row(product("1")))
 
 
 def test_a_pending_key_is_published_anew_although_nothing_differs() -> None:
-    made = plan(known(product("1")), listing(product("1")), pending=frozenset({"1"}))
+    found = listed(known(product("1")), product("1"), pending=frozenset({"1"}))
 
-    assert made.changes == (Change(Op.UPDATE, "1", product("1"), None),)
-    assert made.pending == frozenset()
+    (change,) = found.with_before(found.changes.values(), Product)
+    assert (change.op, change.before) == (Op.UPDATE, None), "what was before is not certain"
 
 
 def test_a_pending_key_that_is_gone_is_deleted_although_it_was_never_confirmed() -> None:
-    made = plan({}, listing(), pending=frozenset({"1"}))
+    found = Differences(known(), frozenset({"1", "2"}))
 
-    assert made.changes == (Change(Op.DELETE, "1", None, None),)
-
-
-def test_a_pending_key_that_cannot_be_judged_stays_pending() -> None:
-    broken = Skipped("1", "out_of_range", "price")
-
-    made = plan({}, listing(skipped=[broken]), pending=frozenset({"1"}))
-
-    assert made.changes == ()
-    assert made.pending == {"1"}
+    assert found.gone({"2"}) == ["1"]
+    found.list_deleted("1")
+    assert ops(found) == {"1": Op.DELETE}
 
 
-def test_rows_before_the_window_are_forgotten_but_not_deleted() -> None:
-    old = Product.parse(dict(product("1"), updated_at="2026-01-01T00:00:00Z"))
-    new = Product.parse(dict(product("2"), updated_at="2026-02-01T00:00:00Z"))
-    since = ("updated_at", "2026-01-15")
+@pytest.mark.parametrize(
+    ("gone", "known_rows", "share", "held"),
+    [
+        (2, 10, 0.2, False),
+        (2, 10, 0.19, True),
+        (3, 10, 0.2, True),
+        (10, 10, 1.0, False),
+        (2, 2, 0.99, True),
+        (0, 0, 0.0, False),
+        (0, 10, 0.0, False),
+        (1, 10, 0.0, True),
+    ],
+)
+def test_the_guard_lets_exactly_its_share_go(
+    gone: int, known_rows: int, share: float, *, held: bool
+) -> None:
+    assert guarded(gone, known_rows, share) is held
 
-    made = plan(known(old), listing(new, whole=False, since=since))
 
-    assert made.counts[Op.DELETE] == 0
-    assert made.rows == known(new)
+def test_what_was_applied_is_no_difference_any_more() -> None:
+    found = listed(known(product("1"), product("2")), product("1", "1"), product("3"))
+    found.list_deleted("2")
+
+    after = applied(found.snapshot, found.changes.values(), keep_rows=True)
+
+    assert set(after) == {"1", "3"}
+    assert not listed(after, product("1", "1"), product("3")).changes
+    assert after.row_of("1") == {k: v for k, v in json_row(product("1", "1")).items() if v}
 
 
 def test_events_read_back_as_the_changes_they_were_made_of() -> None:
-    made = plan(known(product("1"), product("2")), listing(product("1", "1"), product("3")))
+    found = listed(known(product("1"), product("2")), product("1", "1"), product("3"))
+    found.list_deleted("2")
     events = events_of(
-        made.changes,
+        found.with_before(found.changes.values(), Product),
         Product,
         source="platzi",
         first_version=100,
@@ -208,11 +204,10 @@ def test_events_read_back_as_the_changes_they_were_made_of() -> None:
 
 def test_event_ids_are_the_same_for_the_same_observation_and_differ_otherwise() -> None:
     def ids(price: str, version: int, source: str = "platzi") -> list[str]:
-        changes = plan({}, listing(product("1", price))).changes
         return [
             event.event_id
             for event in events_of(
-                changes,
+                list(listed(known(), product("1", price)).changes.values()),
                 Product,
                 source=source,
                 first_version=version,
@@ -225,19 +220,53 @@ def test_event_ids_are_the_same_for_the_same_observation_and_differ_otherwise() 
     assert len({*ids("1", 7), *ids("2", 7), *ids("1", 8), *ids("1", 7, "ecb")}) == 4
 
 
-def test_the_content_hash_minds_values_and_not_the_order_of_columns() -> None:
-    assert content_hash({"a": "1", "b": None}) == content_hash({"b": None, "a": "1"})
-    assert content_hash({"a": "1"}) != content_hash({"a": 1})
-
-
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_an_unchanged_table_never_trips_the_guard(share: float) -> None:
-    made = plan(known(product("1")), listing(product("1")), share=share)
-
-    assert made.guarded == 0
-
-
 def test_money_survives_the_row_before_exactly() -> None:
-    rows = known(product("1", "0.1000"))
+    row = known(product("1", "0.1000")).row_of("1")
 
-    assert Decimal(rows["1"]["price"]) == Decimal("0.1")
+    assert row is not None
+    assert Decimal(row["price"]) == Decimal("0.1")
+
+
+# --- cursors --------------------------------------------------------------------------------------
+
+TIME, DAY, NUMBER = (
+    Cursor(Product, "updated_at"),
+    Cursor(ExchangeRate, "rate_date"),
+    Cursor(Sale, "line"),
+)
+
+
+def test_cursors_are_compared_as_what_they_are() -> None:
+    assert NUMBER.greatest("9", "10", None) == "10"
+    assert DAY.greatest("2026-09-30", "2026-10-01") == "2026-10-01"
+    assert TIME.greatest(None, None) is None
+
+
+def test_a_time_reads_again_from_the_lookback_and_a_number_from_the_watermark() -> None:
+    two_days = timedelta(days=2)
+
+    assert DAY.least_again("2026-11-20", two_days, NOW) == "2026-11-18"
+    assert TIME.least_again("2026-11-20T00:00:00.000000Z", two_days, NOW) == (
+        "2026-11-18T00:00:00.000000Z"
+    )
+    assert NUMBER.least_again("41", two_days, NOW) == "41"
+
+
+def test_a_row_dated_ahead_does_not_move_the_lookback_beyond_now() -> None:
+    assert DAY.least_again("2099-01-01", timedelta(days=2), NOW) == "2026-11-19"
+
+
+def test_what_a_person_writes_is_the_cursor_as_the_poller_writes_it() -> None:
+    assert TIME.canonical("2026-11-20T01:00:00+01:00") == "2026-11-20T00:00:00.000000Z"
+    assert NUMBER.canonical("41") == "41"
+    with pytest.raises(RejectedError):
+        DAY.canonical("yesterday")
+
+
+def test_rows_before_the_window_are_found_by_their_cursor() -> None:
+    digest = digest_of(b"x")
+    remembered = Snapshot.of(
+        {"a": Entry(digest, "9"), "b": Entry(digest, "10"), "c": Entry(digest)}
+    )
+
+    assert remembered.older_than(NUMBER.order("10"), NUMBER.order) == ["a"]

@@ -1,0 +1,247 @@
+"""The gold views on DuckDB, with the day pinned, and what other engines would be given."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+import sqlglot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlglot import ErrorLevel, exp
+
+from freshet.arrow import contract_schema
+from freshet.tables import ExchangeRate, Product
+from freshet.testing import product_row, rate_row
+from local.sql import GOLD, create_gold_views
+
+PRODUCTS_EUR = (GOLD / "products_eur.sql").read_text()
+FRIDAY, SATURDAY, SUNDAY, MONDAY = (date(2026, 11, day) for day in (20, 21, 22, 23))
+Json = dict[str, Any]
+
+
+def lake(products: list[Json], rates: list[Json]) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect()
+    for contract, rows in ((Product, products), (ExchangeRate, rates)):
+        own = {"_version": 1, "_position": "1"}
+        parsed = [contract.parse(row) | own for row in rows]
+        connection.register(
+            contract.table, pa.Table.from_pylist(parsed, schema=contract_schema(contract))
+        )
+    return connection
+
+
+def on(day: date, products: list[Json], rates: list[Json], sql: str = PRODUCTS_EUR) -> Any:
+    """The view's rows by product, as it would be on that day."""
+    assert sql.lower().count("current_date") == 1
+    at = sql.lower().index("current_date")
+    pinned = f"{sql[:at]}DATE '{day}'{sql[at + len('current_date') :]}"
+    found = lake(products, rates).execute(pinned).to_arrow_table().to_pylist()
+    rows = {row["product_id"]: row for row in found}
+    assert len(rows) == len(found) == len(products)
+    return rows
+
+
+def price_eur(price: str, rate: str) -> Decimal | None:
+    rows = on(FRIDAY, [product_row(price=price, currency="USD")], [rate_row(rate=rate)])
+    found: Decimal | None = rows["4"]["price_eur"]
+    return found
+
+
+def half_up(price: Decimal, rate: Decimal) -> Decimal:
+    units = math.floor(Fraction(price) / Fraction(rate) * 10_000 + Fraction(1, 2))
+    return Decimal(units).scaleb(-4)
+
+
+RATES = [
+    rate_row("USD", "2026-11-18", rate="2"),
+    rate_row("USD", "2026-11-20", rate="1.25"),
+    rate_row("USD", "2026-11-23", rate="1.6"),
+    rate_row("GBP", "2026-11-19", rate="0.8"),
+]
+
+
+@pytest.mark.parametrize(
+    ("day", "rate_date", "eur"),
+    [
+        (FRIDAY, FRIDAY, "8.0000"),
+        (SATURDAY, FRIDAY, "8.0000"),
+        (SUNDAY, FRIDAY, "8.0000"),
+        (MONDAY, MONDAY, "6.2500"),
+        (date(2026, 11, 19), date(2026, 11, 18), "5.0000"),
+        (date(2027, 1, 1), MONDAY, "6.2500"),
+    ],
+)
+def test_the_rate_is_the_last_published_on_or_before_the_day(
+    day: date, rate_date: date, eur: str
+) -> None:
+    """Weekends and holidays have none of their own; Thursday's was not published for dollars."""
+    row = on(day, [product_row(price="10", currency="USD")], RATES)["4"]
+
+    assert (row["rate_date"], row["price_eur"]) == (rate_date, Decimal(eur))
+
+
+def test_each_currency_has_its_own_last_day() -> None:
+    rows = on(
+        FRIDAY,
+        [
+            product_row("1", price="10", currency="USD"),
+            product_row("2", price="10", currency="GBP"),
+        ],
+        RATES,
+    )
+
+    assert rows["1"]["rate_date"] == FRIDAY
+    assert (rows["2"]["rate_date"], rows["2"]["rate"]) == (date(2026, 11, 19), Decimal("0.8"))
+    assert rows["2"]["price_eur"] == Decimal("12.5")
+
+
+def test_a_price_in_euros_needs_no_rate() -> None:
+    row = on(FRIDAY, [product_row(price="9.9900", currency="EUR")], RATES)["4"]
+
+    assert (row["price"], row["price_eur"]) == (Decimal("9.99"), Decimal("9.99"))
+    assert (row["rate"], row["rate_date"]) == (None, None)
+
+
+def test_an_euro_rate_that_somebody_sent_does_not_change_euros() -> None:
+    row = on(FRIDAY, [product_row(price="9.99", currency="EUR")], [rate_row("EUR", rate="2")])["4"]
+
+    assert (row["price_eur"], row["rate"]) == (Decimal("9.99"), None)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        [],
+        [rate_row("GBP")],
+        [rate_row("USD", "2026-11-21")],
+        [rate_row("USD", "2026-11-20", rate="0")],
+    ],
+    ids=["none at all", "of another currency", "of tomorrow", "zero"],
+)
+def test_without_a_rate_the_row_is_there_and_its_euros_are_null(rates: list[Json]) -> None:
+    row = on(FRIDAY, [product_row(price="10", currency="USD")], rates)["4"]
+
+    assert row["price"] == Decimal(10)
+    assert (row["price_eur"], row["rate"], row["rate_date"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("price", "rate", "eur"),
+    [
+        ("0.01", "1.6", "0.0063"),  # 0.00625: a tie, which a double puts down
+        ("0.0001", "0.8", "0.0001"),  # 0.000125
+        ("39", "1.1596", "33.6323"),
+        ("0.0001", "99999", "0.0000"),
+        ("0.0003", "2", "0.0002"),  # 0.00015: another tie
+        ("299999999999.9999", "1", "299999999999.9999"),
+        ("99999999999.9999", "0.333333", "300000300000.2997"),
+        ("65780938402.4969", "1.895853", "34697277902.0825"),  # a double is one too low here ...
+        ("77537698508.6915", "0.358667", "216182973367.1944"),  # ... and one too high here
+    ],
+)
+def test_euros_are_exact_to_four_decimals_half_up(price: str, rate: str, eur: str) -> None:
+    assert price_eur(price, rate) == Decimal(eur) == half_up(Decimal(price), Decimal(rate))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.decimals("0", "99999999", places=4), st.decimals("0.000400", "99999", places=6)
+        ),
+        min_size=20,
+        max_size=40,
+    )
+)
+def test_any_price_at_any_rate_is_divided_exactly(pairs: list[tuple[Decimal, Decimal]]) -> None:
+    """A currency for each pair: Q00, Q01, … as letters."""
+    names = [f"Q{chr(65 + at // 26)}{chr(65 + at % 26)}" for at in range(len(pairs))]
+    named = list(zip(names, pairs, strict=True))
+
+    rows = on(
+        FRIDAY,
+        [product_row(name, price=str(price), currency=name) for name, (price, _) in named],
+        [rate_row(name, rate=str(rate)) for name, (_, rate) in named],
+    )
+
+    assert {name: row["price_eur"] for name, row in rows.items()} == {
+        name: half_up(price, rate) for name, (price, rate) in named
+    }
+
+
+def test_a_price_without_room_spoils_no_other() -> None:
+    rows = on(
+        FRIDAY,
+        [
+            product_row("1", price="99999999999999.9999", currency="USD"),
+            product_row("2", price="10", currency="GBP"),
+        ],
+        [rate_row("USD", rate="0.000001"), rate_row("GBP", rate="0.8")],
+    )
+
+    assert rows["1"]["price_eur"] is None
+    assert rows["2"]["price_eur"] == Decimal("12.5")
+
+
+def test_columns_have_stated_scales() -> None:
+    connection = lake([product_row()], RATES)
+    create_gold_views(connection)
+
+    types = {row[0]: row[1] for row in connection.execute("DESCRIBE products_eur").fetchall()}
+    assert (types["price"], types["price_eur"]) == ("DECIMAL(18,4)", "DECIMAL(19,4)")
+    assert (types["rate"], types["rate_date"]) == ("DECIMAL(18,6)", "DATE")
+    assert not [name for name in types if name.startswith("_")]
+
+
+def test_the_shoes_of_the_catalogue_with_both_prices() -> None:
+    shoe = {"title": "Futuristic Holographic Soccer Cleats", "category": "Shoes"}
+    connection = lake(
+        [
+            product_row("35", price="39", currency="USD", **shoe),
+            product_row("1", currency="USD", category="Clothes"),
+        ],
+        [rate_row("USD", "2020-01-02", rate="1.1596")],
+    )
+    create_gold_views(connection)
+
+    assert connection.execute(
+        "SELECT title, price, currency, price_eur, rate_date "
+        "FROM products_eur WHERE category = 'Shoes'"
+    ).fetchall() == [
+        (shoe["title"], Decimal("39.0000"), "USD", Decimal("33.6323"), date(2020, 1, 2))
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(GOLD.glob("*.sql")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("dialect", ["athena", "trino", "redshift"])
+def test_a_gold_view_is_the_same_sql_for_every_engine(path: Any, dialect: str) -> None:
+    """Read as it is, and transpiled: nothing unsupported, no other function, no other types."""
+    text = path.read_text()
+    [transpiled] = sqlglot.transpile(
+        text, read="duckdb", write=dialect, unsupported_level=ErrorLevel.RAISE
+    )
+
+    read = sqlglot.parse_one(text, dialect=dialect)
+    assert read == sqlglot.parse_one(transpiled, dialect=dialect)
+    assert not list(read.find_all(exp.Anonymous))
+
+
+@pytest.mark.parametrize("dialect", ["trino", "redshift"])
+def test_what_another_engine_is_given_says_the_same(dialect: str) -> None:
+    products = [
+        product_row("1", price="0.01", currency="USD"),
+        product_row("2", price="10", currency="GBP"),
+        product_row("3", price="10", currency="EUR"),
+        product_row("4", price="10", currency="CHF"),
+    ]
+    [there] = sqlglot.transpile(PRODUCTS_EUR, read="duckdb", write=dialect)
+    [back] = sqlglot.transpile(there, read=dialect, write="duckdb")
+
+    assert on(MONDAY, products, RATES, back) == on(MONDAY, products, RATES)
