@@ -9,7 +9,7 @@ CHECKOV := $(VENV)/checkov/bin/checkov
 export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo up test check build local-deploy local-aws bench lock clean
+.PHONY: help setup tools demo up test long fuzz chaos check build local-deploy local-aws bench lock clean
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -47,16 +47,26 @@ demo: setup ## A real month through the whole pipeline, compared with pandas (DA
 up: setup ## Run the pipeline until Ctrl-C and print its addresses
 	@$(BIN)/freshet up
 
+long: fuzz chaos ## What takes minutes: ten million fuzz inputs, the chaos run, the long tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -q -m long
+
+fuzz: setup ## Ten million inputs for the decoders
+	@$(BIN)/python -m tests.fuzz.decoders --runs 10000000 --jobs 2
+
+chaos: setup ## 100,000 events, poison, crashes, splits and merges through the local runtime
+	@$(BIN)/python -m tests.chaos.run --events 100000
+
 test: setup $(SAM) ## All tests, on both cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-check: tools ## Formatting, lint, types, template and policies
+check: tools ## Formatting, lint, types, template, policies and contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(SAM) validate --lint --region us-east-1
 	@$(VENV)/sam/bin/cfn-lint template.yaml
 	@$(CHECKOV) --config-file .checkov.yaml
+	@$(BIN)/freshet contracts check
 
 build: setup $(SAM) ## Build what deploys, without a container
 	@PYTHON=$(abspath $(BIN)/python) $(SAM) build

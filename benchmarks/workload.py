@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from freshet.arrow import DELETED, POSITION, VERSION, contract_schema, position_of
+from freshet.arrow import DELETED, PATCHES, POSITION, VERSION, contract_schema, position_of
 from freshet.contract import (
     Contract,
     Day,
@@ -146,6 +146,7 @@ class _Source:
             PARTITION: sold_at.cast(pa.date32()),
             VERSION: pa.repeat(pa.scalar(self._version, pa.int64()), count),
             POSITION: self._positions(count),
+            PATCHES: pa.nulls(count, pa.string()),
         }
         return pa.table(columns, schema=ROWS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,9 @@ from freshet.contract import Registry
 from freshet.errors import FreshetError
 from freshet.kinesis import CLIENT_CONFIG, KinesisStream
 from freshet.objects import Objects
+from freshet.pii import ProtectedStream, Protector, hashing_tables
 from freshet.s3 import S3Objects
+from freshet.secret import open_protector, secrets_client
 from freshet.stream import ChangeStream
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, Metric, count, logger, tracer
@@ -44,10 +45,6 @@ Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
 _S3_CONFIG = Config(
     connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 5, "mode": "standard"}
 )
-# One small answer a poll: three tries of 5 s are plenty.
-_SECRETS_CONFIG = Config(
-    connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"}
-)
 
 
 def _silent(pages: int, rows: int, changes: int) -> None:
@@ -66,15 +63,29 @@ def compose(
     now: Now,
     transport: Transport | None = None,
     secrets: Secrets = _no_secrets,
+    protector: Protector | None = None,
     sleep: Callable[[float], None] = time.sleep,
     tables: Registry = TABLES,
 ) -> Composition:
     """The sources that `settings` name over these adapters.
 
     `secrets` makes the Secrets Manager client at the first source whose secret is named.
+    `protector` hashes personal data; unless it is given, with the key that the settings name.
+    Without one, sources of tables that hash are refused and the others are polled.
     """
+    if protector is None and settings.pii_secret_arn:
+        protector = open_protector(settings.pii_secret_arn, tables, secrets)
+    guard = protector or Protector.none(one for one in tables if not hashing_tables([one]))
     return Composition(
-        settings, stream, objects, now, secrets, transport or UrllibTransport(), tables, sleep
+        settings,
+        ProtectedStream(stream, guard),
+        objects,
+        now,
+        secrets,
+        transport or UrllibTransport(),
+        tables,
+        sleep,
+        protector,
     )
 
 
@@ -133,11 +144,7 @@ def _tell(report: PollReport) -> None:
     log(LogEvent.POLL_COMPLETED.value, extra={"report": report.to_json()})
 
 
-@cache
-def _secrets() -> Any:
-    # Its debug log holds answers whole, and Lambda's log level may be set to DEBUG for all loggers.
-    logging.getLogger("botocore.parsers").setLevel(logging.INFO)
-    return boto3.client("secretsmanager", config=_SECRETS_CONFIG)
+_secrets = cache(secrets_client)
 
 
 def compose_here() -> Composition:

@@ -44,13 +44,15 @@ class SyncRule:
     what changed; `lookback` is how far before the watermark an incremental source is read again.
     `delete_share_max` (0 to 1) is the share of known rows that may vanish in one poll. `keep_rows`
     says whether rows are kept for the `before` of changes; None keeps those of small tables. A
-    listing older than `listing_age_max` is not resumed.
+    listing older than `listing_age_max` is not resumed, and none is where `keep_place` is False:
+    its place would be personal data.
     """
 
     cursor: str | None = None
     lookback: timedelta = timedelta()
     delete_share_max: float = 0.2
     keep_rows: bool | None = None
+    keep_place: bool = True
     # A day-old half of a listing says little about now, and the next one begins today anyway.
     listing_age_max: timedelta = timedelta(hours=24)
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from api_poller.auth import authenticator_for
 from api_poller.credentials import credentials_for
 from api_poller.declaration import (
+    NO_PARENT,
+    DeclarationError,
     FullSync,
     IncrementalSync,
     OffsetPagination,
     ParentSource,
+    Problem,
     SourceDeclaration,
     load_source,
 )
@@ -33,6 +36,7 @@ from freshet.clock import Now
 from freshet.contract import Registry
 from freshet.errors import TerminalError
 from freshet.objects import Objects
+from freshet.pii import Protector
 from freshet.stream import ChangeStream
 from freshet.tables import TABLES
 
@@ -66,6 +70,7 @@ class Composition:
     transport: Transport = field(default_factory=UrllibTransport)
     tables: Registry = TABLES
     sleep: Callable[[float], None] = time.sleep
+    protector: Protector | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +93,10 @@ class Composition:
         Its session ends a poll in time to put it down, where `remaining_s` says what is left.
         Raises as `declaration` does, and `CredentialsUnavailableError`.
         """
-        return self._source(name, remaining_s, ())
+        source = self._source(name, remaining_s, ())
+        # Only the rows that are told: a parent's values are needed as they are, to ask for its own.
+        protector = self.protector or Protector.none([source.contract])
+        return replace(source, protector=protector)
 
     def _source(
         self, name: object, remaining_s: RemainingS | None, below: tuple[object, ...]
@@ -101,9 +109,15 @@ class Composition:
         parents: Parents | None = None
         if isinstance(declaration.parents, ParentSource):
             above = self._source(declaration.parents.source, remaining_s, (*below, name))
-            parents = parents_of(above, declaration.parents.column)
+            parents = self._parents(name, above, declaration.parents.column)
         contract = self.tables[declaration.table]
         return DeclaredSource(name, declaration, contract, session, parents)
+
+    def _parents(self, name: str, above: DeclaredSource, column: str) -> Parents:
+        if above.contract.column(column).pii:
+            file = f"{self.settings.sources_folder.name}/{name}.yaml"
+            raise DeclarationError((Problem(file, 1, "parents", f"column {column} {NO_PARENT}"),))
+        return parents_of(above, column)
 
     def _session(
         self, name: str, declaration: SourceDeclaration, remaining_s: RemainingS | None

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-from botocore.exceptions import ConnectionError as NoConnectionError
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,7 +27,8 @@ from pydantic import (
     ValidationError,
 )
 
-from freshet.errors import FreshetError, SettingsError, TransientError
+from freshet.errors import SettingsError, TransientError
+from freshet.secret import SecretUnavailableError, read_secret
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -56,20 +55,6 @@ _OWN_NAMES = frozenset(
     ("connection", "expect", "host", "keep-alive", "range", "te", "trailer", "transfer-encoding")
 ) | {"upgrade", "user-agent"}
 _OWN_PREFIXES = ("accept", "content-", "if-", "proxy-")
-
-_TRANSIENT_CODES = frozenset(
-    ("InternalServiceError", "RequestTimeout", "ServiceUnavailable", "LimitExceededException")
-) | {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
-# What to do about codes whose own text does not say it.
-_ADVICE = {
-    "AccessDeniedException": "refuses this caller: grant it secretsmanager:GetSecretValue on the "
-    "secret and kms:Decrypt on the secret's key",
-    "DecryptionFailure": "cannot be decrypted: grant this caller kms:Decrypt on the secret's key "
-    "and see that the key is enabled",
-    "ResourceNotFoundException": "does not exist in this account and region: correct the name",
-}
-# AWS has one code for a secret that is missing and for one without a value; only the text differs.
-_EMPTY = "can't find the specified secret value for staging label"
 
 
 class CredentialsUnavailableError(TransientError):
@@ -121,22 +106,12 @@ def read_credentials(client: SecretsManagerClient, secret_id: str, *, setting: s
     `credentials_for`.
     """
     try:
-        value = client.get_secret_value(SecretId=secret_id)
-    except ClientError as error:
-        if _is_empty(error):
-            return Credentials(setting)
-        raise _translation(error, setting) from error
-    except (NoConnectionError, HTTPClientError) as error:  # none, timed out, or lost
-        raise CredentialsUnavailableError(setting, type(error).__name__) from error
-    except NoCredentialsError as error:
-        detail = "no AWS credentials found: set a profile, keys or a role"
-        raise SettingsError("AWS_PROFILE", detail) from error
-    except BotoCoreError as error:
-        detail = f"the Secrets Manager client cannot be used: {error}"
-        raise SettingsError("AWS_ENDPOINT_URL", detail) from error
-    if "SecretString" not in value and "SecretBinary" not in value:
-        return Credentials(setting)  # how emulators show a secret without a value
-    return parse_credentials(value.get("SecretString"), setting=setting)
+        value = read_secret(client, secret_id, setting=setting)
+    except SecretUnavailableError as error:
+        raise CredentialsUnavailableError(setting, error.detail) from error
+    if value is None:
+        return Credentials(setting)
+    return parse_credentials(value if isinstance(value, str) else None, setting=setting)
 
 
 def parse_credentials(text: str | None, *, setting: str) -> Credentials:
@@ -229,18 +204,3 @@ def _place(loc: tuple[int | str, ...], content: Mapping[str, Any]) -> str:
         return "headers"
     at = list(within).index(loc[1]) + 1
     return f"member {at}" if loc[0] == "fields" else f"headers[{at}]"
-
-
-def _is_empty(error: ClientError) -> bool:
-    told = error.response.get("Error", {})
-    return told.get("Code") == "ResourceNotFoundException" and _EMPTY in told.get("Message", "")
-
-
-def _translation(error: ClientError, setting: str) -> FreshetError:
-    told = error.response.get("Error", {})
-    code = str(told.get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _TRANSIENT_CODES or status >= 500:
-        return CredentialsUnavailableError(setting, code or f"HTTP {status}")
-    advice = _ADVICE.get(code, f"answers {code}: {told.get('Message', 'no message')}")
-    return SettingsError(setting, f"the secret {advice}")

@@ -157,6 +157,11 @@ class ColumnMapping(_Declared):
             _member(path)
         return self
 
+    @property
+    def paths(self) -> list[str]:
+        """Every path that the value is made of."""
+        return [self.path] if self.path else template_paths(self.template or "")
+
 
 def template_paths(template: str) -> list[str]:
     """The paths that stand as {path} in a template."""
@@ -700,6 +705,19 @@ def _column_misfits(declaration: SourceDeclaration, contract: type[Contract]) ->
             yield ("columns",), f"column {name} {role} in table {contract.table}: map it"
 
 
+# Why no source is listed for each value of a column that is personal data.
+NO_PARENT = "is personal data: a parent's value stands in addresses, which are logged"
+
+
+def _parent_value_misfits(
+    name: str, contract: type[Contract], declaration: SourceDeclaration
+) -> Iterator[_Misfit]:
+    if declaration.parents is None:
+        yield ("columns", name), "@parent needs `parents`"
+    if contract.column(name).pii:
+        yield ("columns", name), f"column {name} {NO_PARENT}"
+
+
 def _mapping_misfits(
     name: str,
     mapping: ColumnMapping,
@@ -718,10 +736,9 @@ def _mapping_misfits(
         for format_ in mapping.time_format:
             if "%" in format_ and "%z" not in format_:
                 yield ("columns", name, "time_format"), f"{format_!r} names no zone: add `zone`"
-    paths = [mapping.path] if mapping.path else template_paths(mapping.template or "")
-    for path in paths:
-        if path == "@parent" and declaration.parents is None:
-            yield ("columns", name), "@parent needs `parents`"
+    for path in mapping.paths:
+        if path == "@parent":
+            yield from _parent_value_misfits(name, contract, declaration)
         if path.startswith("^") and path.count("^") > declaration.records.count("*"):
             yield ("columns", name), f"{path}: there is no record around it in `records`"
 
@@ -756,6 +773,9 @@ def _cursor_misfits(
     yield from misfits
     if misfits:
         return
+    if contract.column(sync.cursor).pii:
+        detail = f"column {sync.cursor} is personal data: hashes have no order to read on from"
+        yield ("sync", "cursor"), detail
     timed = isinstance(contract.column(sync.cursor).type, Timestamp | Day)
     if not timed and (sync.window_days or sync.lookback_days):
         yield ("sync",), "`window_days` and `lookback_days` need a cursor that is a time or a day"
@@ -798,6 +818,8 @@ def _parent_misfit(
         return f"there is no source {parents.source!r}; sources: {', '.join(found)}"
     if parents.column not in tables[found[parents.source].table].model_fields:
         return f"table {found[parents.source].table} has no column {parents.column}"
+    if tables[found[parents.source].table].column(parents.column).pii:
+        return f"column {parents.column} {NO_PARENT}"
     above: ParentSource | None = parents
     for _ in found:
         if above is None:

@@ -23,6 +23,7 @@ from api_poller.declaration import (
     KeysetPagination,
     NoPagination,
     OffsetPagination,
+    PagePagination,
     ParentValues,
     SourceDeclaration,
 )
@@ -49,6 +50,7 @@ from api_poller.records import (
 from api_poller.transport import Answer, Request
 from freshet.contract import Contract, Row
 from freshet.event import json_value
+from freshet.pii import Protector
 
 # A source whose rows move during each of four listings is too busy for its page size.
 LISTING_ATTEMPTS_MAX = 4
@@ -103,6 +105,7 @@ class DeclaredSource:
     """A source as declared, over a session for one poll.
 
     `parents` gives the parents' values where they come from another source (see `parents_of`).
+    With a `protector`, what it shows is without personal data: rows, keys and doubts alike.
     """
 
     name: str
@@ -110,15 +113,25 @@ class DeclaredSource:
     contract: type[Contract]
     session: Session
     parents: Parents | None = None
+    protector: Protector | None = None
 
     @property
     def rule(self) -> SyncRule:
         """How it is kept in step."""
         sync = self.declaration.sync
+        keep_place = not names_personal(self.declaration, self.contract)
         if isinstance(sync, FullSync):
-            return SyncRule(delete_share_max=sync.delete_share_max, keep_rows=sync.keep_rows)
-        lookback = timedelta(days=sync.lookback_days)
-        return SyncRule(cursor=sync.cursor, lookback=lookback, keep_rows=sync.keep_rows)
+            return SyncRule(
+                delete_share_max=sync.delete_share_max,
+                keep_rows=sync.keep_rows,
+                keep_place=keep_place,
+            )
+        return SyncRule(
+            cursor=sync.cursor,
+            lookback=timedelta(days=sync.lookback_days),
+            keep_rows=sync.keep_rows,
+            keep_place=keep_place,
+        )
 
     def pages(
         self,
@@ -151,7 +164,7 @@ class DeclaredSource:
     @cached_property
     def mapper(self) -> Mapper:
         """What makes rows of its records."""
-        return Mapper(self.declaration, self.contract)
+        return Mapper(self.declaration, self.contract, self.protector)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,6 +185,19 @@ class DeclaredSource:
                 complete=False, reason=f"its parents in {declared.source}: {outcome.reason}"
             )
         return sorted(set(values)), outcome
+
+
+def names_personal(declaration: SourceDeclaration, contract: type[Contract]) -> bool:
+    """Whether a place in its listing, which is a row's own value, may be personal data."""
+    personal = [column.name for column in contract.columns if column.pii]
+    match declaration.pagination:
+        case NoPagination() | PagePagination() | OffsetPagination():
+            return False
+        case KeysetPagination(path=path):
+            mapped = (declaration.columns[name] for name in personal if name in declaration.columns)
+            return any(path in mapping.paths for mapping in mapped)
+        case _:  # the server's own cursors and addresses: what they hold is mostly a row's key
+            return any(name in contract.key for name in personal)
 
 
 def parents_of(source: DeclaredSource, column: str) -> Parents:

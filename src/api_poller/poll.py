@@ -433,7 +433,7 @@ class _Poll:
             listing.resume = page.resume
             if len(self.found) >= self.poller.publish_events_max:
                 self._publish()
-                self._settle(progress=listing.progress(self.state.pending))
+                self._settle(progress=self._progress())
 
     def _pass_over(self, row: Row) -> bool:
         """Note an incremental source's row; True when it lies before what was asked for.
@@ -474,14 +474,23 @@ class _Poll:
     def stop(self) -> PollReport:
         """Put the listing down: publish what was found and remember where it goes on."""
         self._publish()
-        progress = self.listing.progress(self.state.pending)
+        progress = self._progress()
         if progress is None and self.listing.resume is not None:
-            self.problems.append(
-                f"the listing starts over at the next poll: its source's place in it takes "
-                f"{len(self.listing.resume)} characters, and {RESUME_CHARS_MAX} are kept"
+            reason = (
+                f"its source's place in it takes {len(self.listing.resume)} characters, and "
+                f"{RESUME_CHARS_MAX} are kept"
+                if self.source.rule.keep_place
+                else "its source's place in it is personal data, which is not kept: list with "
+                "larger pages, or page by numbers or offsets"
             )
+            self.problems.append(f"the listing starts over at the next poll: {reason}")
         self._settle(progress=progress)
         return self._reported(complete=False, unfinished=True)
+
+    def _progress(self) -> Progress | None:
+        """How far the listing has come, where that may be remembered."""
+        keep = self.source.rule.keep_place
+        return self.listing.progress(self.state.pending) if keep else None
 
     def finish(self, outcome: Outcome) -> PollReport:
         """Conclude from the whole listing: deletes, or how far an incremental source was read."""

@@ -24,6 +24,7 @@ from api_poller.declaration import ColumnMapping, SourceDeclaration, template_pa
 from freshet.contract import Contract, Day, Row
 from freshet.errors import RejectedError
 from freshet.event import key_text
+from freshet.pii import Protector
 
 JsonObject = Mapping[str, Any]
 
@@ -148,8 +149,9 @@ def _check_header(header: Sequence[str], text: str, declaration: SourceDeclarati
 
 def _member_paths(mapping: ColumnMapping) -> list[str]:
     """Paths into the record itself."""
-    paths = [mapping.path] if mapping.path else template_paths(mapping.template or "")
-    return [path for path in paths if path not in ("#", "@parent") and not path.startswith("^")]
+    return [
+        path for path in mapping.paths if path not in ("#", "@parent") and not path.startswith("^")
+    ]
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -226,10 +228,18 @@ _Value = Callable[[Record], Any]
 
 
 class Mapper:
-    """Maps records to rows of `contract` as the declaration says."""
+    """Maps records to rows of `contract` as the declaration says.
 
-    def __init__(self, declaration: SourceDeclaration, contract: type[Contract]) -> None:
-        self._contract = contract
+    A `protector` takes the personal data out of rows and keys, once they are known to be valid.
+    """
+
+    def __init__(
+        self,
+        declaration: SourceDeclaration,
+        contract: type[Contract],
+        protector: Protector | None = None,
+    ) -> None:
+        self._contract, self._protector = contract, protector
         self._columns = {
             name: _value_of(name, mapping, is_day=isinstance(contract.column(name).type, Day))
             for name, mapping in declaration.columns.items()
@@ -255,7 +265,11 @@ class Mapper:
             key, skipped = self._key_text(record)
             skipped = skipped or Skipped(key, error.reason, error.field)
             return Mapped(key, skipped=skipped)
+        row = self._protected(row)
         return Mapped(key_text(self._contract, row), row)
+
+    def _protected(self, row: Row) -> Row:
+        return row if self._protector is None else self._protector.row(self._contract, row)
 
     def _values(self, columns: Mapping[str, _Value], record: Record) -> dict[str, Any]:
         return {name: value(record) for name, value in columns.items()}
@@ -267,7 +281,7 @@ class Mapper:
             field = error.field or ""
             field = field if field.startswith("key") else f"key.{field}"
             return None, Skipped(None, error.reason, field)
-        return key_text(self._contract, key), None
+        return key_text(self._contract, self._protected(key)), None
 
     def _passes_over(self, record: Record) -> bool:
         for path, wanted in self._where.items():

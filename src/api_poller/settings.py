@@ -52,6 +52,8 @@ class Settings(BaseModel):
     stream_name: str = Field(min_length=1)
     state_bucket: str = Field(min_length=1)
     state_prefix: str = ""
+    # The secret with the key for columns that contracts declare `hash`.
+    pii_secret_arn: str = ""
     sources_folder: Path = SHIPPED_SOURCES
     # Sample servers on a laptop; a deployed poller never speaks to its own machine.
     allow_loopback: bool = False

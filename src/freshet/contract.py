@@ -8,14 +8,23 @@ cut or rounded.
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard, get_args
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -118,6 +127,51 @@ def _decimal_of(value: object) -> Decimal:
 
 
 @dataclass(frozen=True, slots=True)
+class Real:
+    """A measured number of 32 or 64 bits (IEEE 754): finite, the nearest that the bits can hold.
+
+    For amounts take `Money`: here 0.1 is not exact. No part of a merge key or a partition.
+    """
+
+    bits: Literal[32, 64] = 64
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """A JSON number: no text, no bool, no NaN, and no whole number that would be rounded."""
+        return core_schema.no_info_plain_validator_function(
+            self._parse, json_schema_input_schema=core_schema.float_schema(allow_inf_nan=False)
+        )
+
+    def _parse(self, value: object) -> float:
+        if not _is_number(value):
+            raise PydanticCustomError("wrong_type", "must be a finite number")
+        number = _nearest(value, self.bits)
+        is_cut = isinstance(value, int) and number != value
+        if math.isinf(number) or is_cut or (number == 0 and value != 0):
+            raise PydanticCustomError(
+                "out_of_range", "is more than {bits} bits hold", {"bits": self.bits}
+            )
+        return number
+
+
+def _is_number(value: object) -> TypeGuard[float | Decimal]:
+    if isinstance(value, Decimal):
+        return value.is_finite()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _nearest(value: float | Decimal, bits: int) -> float:
+    """The number of these bits that is nearest; infinite beyond them."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0] if bits == 32 else value)
+    except OverflowError:
+        return math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Timestamp:
     """An instant in UTC with microseconds; text must name its zone."""
 
@@ -187,7 +241,44 @@ class Flag:
         return core_schema.bool_schema(strict=True)
 
 
-ColumnType = Text | Integer | Money | Timestamp | Day | Flag
+Handling = Literal["hash", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pii:
+    """Personal data: hashed with the deployment's key, or dropped, before it reaches the stream."""
+
+    handling: Handling
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Aliases:
+    """Former names of a column: the lake renames it at the next commit, and whatever still comes
+    under a former name is understood.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+@dataclass(frozen=True, slots=True)
+class Deprecated:
+    """On its way out: stays in the lake and may be left out of new rows. `advice` says what to use
+    instead.
+    """
+
+    advice: str
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Marked for readers of the schema and of OpenAPI."""
+        return {**handler(schema), "deprecated": True}
+
+
+ColumnType = Text | Integer | Real | Money | Timestamp | Day | Flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,18 +299,32 @@ class PartitionField:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One declared column: what readers, validators and schemas need to know of it."""
+    """One declared column: what readers, validators and schemas need to know of it.
+
+    `needed`: every row must say it; a column with a default is not. `aliases` are former names.
+    """
 
     name: str
     type: ColumnType
     nullable: bool
     description: str
+    pii: Handling | None = None
+    aliases: tuple[str, ...] = ()
+    deprecated: str | None = None
+    needed: bool = True
+
+    @property
+    def words(self) -> str:
+        """What the catalogue, the lake and Glue say of it."""
+        advice = None if self.deprecated is None else f"Deprecated: {self.deprecated}"
+        return ". ".join(part for part in (self.description, advice) if part)
 
 
 class Contract(BaseModel):
     """Base of every declared table. An instance is one valid row.
 
-    Subclasses name their table, merge key and partition as class keywords::
+    Subclasses name their table, merge key and partition as class keywords, and, where its versions
+    must come from certain sources only, those in `trusts` (patterns as `debezium/shop`)::
 
         class Sale(Contract, table="sales", key=("sale_id",), partition=(PartitionField("day",
         "sold_at"),)):
@@ -232,7 +337,9 @@ class Contract(BaseModel):
     key: ClassVar[tuple[str, ...]]
     partition: ClassVar[tuple[PartitionField, ...]]
     contract_version: ClassVar[int]
+    trusts: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[Column, ...]]
+    former: ClassVar[Mapping[str, str]]
     _adapters: ClassVar[dict[str, TypeAdapter[Any]]]
 
     def __init_subclass__(cls, **_declaration: Any) -> None:
@@ -247,13 +354,17 @@ class Contract(BaseModel):
         key: tuple[str, ...] = (),
         partition: tuple[PartitionField, ...] = (),
         contract_version: int = 1,
+        trusts: tuple[str, ...] = ("*",),
         **kwargs: Any,
     ) -> None:
         """Derive the columns and check that key and partition name real ones."""
-        super().__pydantic_init_subclass__(**kwargs)
+        if kwargs:  # pydantic would pass over a misspelt one
+            raise TypeError(f"{cls.__name__}: knows no class keyword {', '.join(sorted(kwargs))}")
+        super().__pydantic_init_subclass__()
         cls.table, cls.key, cls.partition = table, key, partition
-        cls.contract_version = contract_version
+        cls.contract_version, cls.trusts = contract_version, trusts
         cls.columns = tuple(_column(name, field) for name, field in cls.model_fields.items())
+        cls.former = {alias: column.name for column in cls.columns for alias in column.aliases}
         cls._adapters = {name: _adapter(field) for name, field in cls.model_fields.items()}
         _check_declaration(cls)
 
@@ -264,7 +375,7 @@ class Contract(BaseModel):
         Raises `RejectedError` with the first culprit's reason and column.
         """
         try:
-            return dict(cls.model_validate(values).__dict__)
+            return dict(cls.model_validate(cls.renamed(values)).__dict__)
         except ValidationError as error:
             raise rejection_of(error) from None
 
@@ -278,20 +389,59 @@ class Contract(BaseModel):
             raise RejectedError(
                 "missing_key", "must be an object of the merge-key columns", field="key"
             )
+        given: Mapping[str, Any] = cls.renamed(values)
         for column in cls.key:
-            if values.get(column) is None:
+            if given.get(column) is None:
                 raise RejectedError(
                     "missing_key", "is part of the merge key", field=f"key.{column}"
                 )
-        for column in values:
+        for column in given:
             if column not in cls.key:
                 raise RejectedError(
                     "unknown_column", "is not part of the merge key", field=f"key.{column}"
                 )
         return {
-            column: cls.parse_value(column, values[column], field=f"key.{column}")
+            column: cls.parse_value(column, given[column], field=f"key.{column}")
             for column in cls.key
         }
+
+    @classmethod
+    def parse_patch(cls, values: object) -> Row:
+        """The valid values of the columns that `values` holds: some, and none of the merge key.
+
+        Raises `RejectedError`.
+        """
+        if not isinstance(values, Mapping) or not values:
+            raise RejectedError("wrong_type", "must be an object of at least one column")
+        given: Mapping[str, Any] = cls.renamed(values)
+        for column in given:
+            if column in cls.key:
+                detail = "is part of the merge key: delete the row and create another instead"
+                raise RejectedError("key_in_patch", detail, field=str(column))
+            if column not in cls._adapters:
+                raise RejectedError("unknown_column", "is not declared", field=str(column))
+        return {column: cls.parse_value(column, value) for column, value in given.items()}
+
+    @classmethod
+    def renamed(cls, values: Any) -> Any:
+        """`values` with former names of columns replaced; what is no object comes back as it is.
+
+        Raises `RejectedError` (unknown_column) where a column is there under two names.
+        """
+        if (
+            not cls.former
+            or not isinstance(values, Mapping)
+            or cls.former.keys().isdisjoint(values)
+        ):
+            return values
+        made: dict[Any, Any] = {}
+        for name, value in values.items():
+            now = cls.former.get(name, name)
+            if now in made:
+                detail = f"is there twice, under a former name of {now!r} too"
+                raise RejectedError("unknown_column", detail, field=str(name))
+            made[now] = value
+        return made
 
     @classmethod
     def parse_value(cls, column: str, value: object, *, field: str | None = None) -> Any:
@@ -325,20 +475,24 @@ def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
 
 
 def _column(name: str, field: FieldInfo) -> Column:
-    marker = next((m for m in field.metadata if isinstance(m, get_args(ColumnType))), None)
-    if marker is None:
-        marker = _nested_marker(field)
+    markers = _markers(field)
+    types = [marker for marker in markers if isinstance(marker, get_args(ColumnType))]
+    if not types:
+        raise TypeError(f"column of annotation {field.annotation!r} has no column type marker")
     nullable = type(None) in get_args(field.annotation)
-    return Column(name, marker, nullable, field.description or "")
+    pii = next((marker.handling for marker in markers if isinstance(marker, Pii)), None)
+    aliases = tuple(
+        alias for marker in markers if isinstance(marker, Aliases) for alias in marker.names
+    )
+    advice = next((marker.advice for marker in markers if isinstance(marker, Deprecated)), None)
+    description = " ".join((field.description or "").split())
+    return Column(name, types[0], nullable, description, pii, aliases, advice, field.is_required())
 
 
-def _nested_marker(field: FieldInfo) -> ColumnType:
-    """The marker inside `Annotated[str, Text(9)] | None`, which pydantic leaves inside."""
-    for option in get_args(field.annotation):
-        for marker in getattr(option, "__metadata__", ()):
-            if isinstance(marker, get_args(ColumnType)):
-                return marker  # type: ignore[no-any-return]
-    raise TypeError(f"column of annotation {field.annotation!r} has no column type marker")
+def _markers(field: FieldInfo) -> list[Any]:
+    """All markers, also those in `Annotated[str, Text(9)] | None`, which pydantic leaves inside."""
+    nested = (getattr(option, "__metadata__", ()) for option in get_args(field.annotation))
+    return [*field.metadata, *(marker for markers in nested for marker in markers)]
 
 
 def _check_declaration(contract: type[Contract]) -> None:
@@ -353,8 +507,77 @@ def _check_declaration(contract: type[Contract]) -> None:
             raise TypeError(
                 f"{contract.__name__}: partition column {field.column!r} is not declared"
             )
+    for declared in contract.columns:
+        _check_pii(contract, declared)
+        _check_words(contract, declared)
+        _check_retired(contract, declared)
+    _check_aliases(contract)
     if any(name.startswith("_") for name in names):
         raise TypeError(f"{contract.__name__}: column names beginning with '_' are the lake's own")
+
+
+# A column's comment in Glue, and a table's (AWS Glue API, Column and TableInput).
+COLUMN_WORDS_MAX, TABLE_WORDS_MAX = 255, 2048
+
+
+def _check_words(contract: type[Contract], column: Column) -> None:
+    """What is said of a column must fit where engines show it."""
+    if len(column.words) > COLUMN_WORDS_MAX:
+        raise TypeError(
+            f"{contract.__name__}: column {column.name!r}: its description must have at most "
+            f"{COLUMN_WORDS_MAX} characters, Glue's limit"
+        )
+
+
+def _check_retired(contract: type[Contract], column: Column) -> None:
+    """What every row must have cannot be on its way out; what identifies it must be exact."""
+    where = f"{contract.__name__}: column {column.name!r}"
+    identifies = {*contract.key, *(field.column for field in contract.partition)}
+    if column.deprecated is not None and (
+        not column.nullable or column.needed or column.name in identifies
+    ):
+        raise TypeError(
+            f"{where}: to be deprecated it must be optional with a default (`| None = Field(None)`)"
+            ", and no part of key or partition"
+        )
+    if isinstance(column.type, Real) and column.name in identifies:
+        raise TypeError(f"{where}: Real is not exact, and so no part of key or partition")
+
+
+def _check_aliases(contract: type[Contract]) -> None:
+    """A former name means one column, and is no other column's present name."""
+    taken = {column.name for column in contract.columns}
+    for column in contract.columns:
+        for alias in column.aliases:
+            if alias in taken or not alias or alias.startswith("_"):
+                raise TypeError(
+                    f"{contract.__name__}: column {column.name!r}: its former name {alias!r} is "
+                    "another column's name; take a name that was never used"
+                )
+            taken.add(alias)
+
+
+# What a hash is written as: `hmac:` and 40 hexadecimal digits (`freshet.pii`).
+HASHED_EXAMPLE = "hmac:" + "0" * 40
+HASHED_LENGTH = len(HASHED_EXAMPLE)
+
+
+def _check_pii(contract: type[Contract], column: Column) -> None:
+    """A handling must leave a value that the column can hold."""
+    where = f"{contract.__name__}: column {column.name!r}"
+    if column.pii == "hash" and not (
+        isinstance(column.type, Text) and column.type.max_length >= HASHED_LENGTH
+    ):
+        raise TypeError(f"{where}: to be hashed it must be Text({HASHED_LENGTH}) or longer")
+    if column.pii == "drop" and not column.nullable:
+        raise TypeError(f"{where}: to be dropped it must be optional (`| None`), and no key")
+    if column.pii == "drop" and column.name in {field.column for field in contract.partition}:
+        raise TypeError(f"{where}: to be dropped it must not be what the table is partitioned by")
+    if column.pii == "hash":
+        try:
+            contract.parse_value(column.name, HASHED_EXAMPLE)
+        except RejectedError as error:
+            raise TypeError(f"{where}: refuses {HASHED_EXAMPLE!r}, what it will hold") from error
 
 
 # Pydantic's error types -> our stable reason codes; types of ours pass through unchanged.

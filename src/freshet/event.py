@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -45,7 +46,8 @@ class Op(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChangeEvent:
-    """One row's change. `after` is the full valid row, None exactly for a delete.
+    """One row's change: `after` is the full valid row, or `patch` some of its columns; a delete has
+    neither.
 
     `before` is a hint only (JSON values as they came): it never decides who wins.
     `version` is positive; greater is newer. Times are aware UTC.
@@ -61,6 +63,12 @@ class ChangeEvent:
     source: str
     occurred_at: datetime | None
     accepted_at: datetime
+    patch: Row | None = None
+
+    @property
+    def is_delete(self) -> bool:
+        """True for the end of a row."""
+        return self.op is Op.DELETE
 
     def to_json(self) -> dict[str, Any]:
         """The event as JSON values; `parse_event` reads exactly this back."""
@@ -75,6 +83,8 @@ class ChangeEvent:
         }
         if self.after is not None:
             body["after"] = json_row(self.after)
+        if self.patch is not None:
+            body["patch"] = json_row(self.patch)
         if self.before is not None:
             body["before"] = json_row(self.before)
         if self.occurred_at is not None:
@@ -136,6 +146,7 @@ _MEMBERS = frozenset(
         "key",
         "version",
         "after",
+        "patch",
         "before",
         "event_id",
         "source",
@@ -169,7 +180,10 @@ def parse_event(
     }
     contract = _contract(members, tables)
     operation = _op(members)
-    after = _after(members, operation, contract)
+    patch = _patch(members, operation, contract)
+    after = None if patch is not None else _after(members, operation, contract)
+    source = _text(members, "source")
+    check_trusted(source, contract)
     return ChangeEvent(
         table=contract.table,
         op=operation,
@@ -178,10 +192,21 @@ def parse_event(
         after=after,
         before=_before(members),
         event_id=_text(members, "event_id"),
-        source=_text(members, "source"),
+        source=source,
         occurred_at=_instant(members, "occurred_at"),
         accepted_at=_instant(members, "accepted_at") or _missing("accepted_at"),
+        patch=patch,
     )
+
+
+def check_trusted(source: str, contract: type[Contract]) -> None:
+    """Refuse a source that the table does not trust: versions of two sources do not compare.
+
+    Raises `RejectedError` (untrusted_source).
+    """
+    if not any(fnmatchcase(source, pattern) for pattern in contract.trusts):
+        detail = f"table {contract.table!r} takes versions of {', '.join(contract.trusts)} only"
+        raise RejectedError("untrusted_source", detail, field="source")
 
 
 def _missing(field: str) -> Any:
@@ -204,6 +229,21 @@ def _op(members: Mapping[str, Any]) -> Op:
     if not isinstance(op, str) or op not in _OPS:
         raise RejectedError("invalid_value", "must be one of c, u, d, r", field="op")
     return Op(op)
+
+
+def _patch(members: Mapping[str, Any], op: Op, contract: type[Contract]) -> Row | None:
+    patch = members.get("patch")
+    if patch is None:
+        return None
+    if op is not Op.UPDATE:
+        raise RejectedError("invalid_value", "belongs to an update, op u", field="patch")
+    if members.get("after") is not None:
+        raise RejectedError("invalid_value", "must be absent where after is there", field="patch")
+    try:
+        return contract.parse_patch(patch)
+    except RejectedError as error:
+        field = f"patch.{error.field}" if error.field else "patch"
+        raise RejectedError(error.reason, error.detail, field=field) from None
 
 
 def _after(members: Mapping[str, Any], op: Op, contract: type[Contract]) -> Row | None:

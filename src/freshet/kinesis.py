@@ -1,9 +1,13 @@
-"""The change stream on Amazon Kinesis: the one place that puts change events into a stream.
+"""The change stream on Amazon Kinesis: the one place that puts change events into a stream, and
+reads back what it retains.
 
 Kinesis answers a PutRecords call record by record and promises no order between the records of a
 call. So at most one record of a lane is in flight: its successor waits until the stream has taken
 it. What the stream refuses is sent again, alone, after a jittered pause; what it still refuses when
 time is up is reported by position, so that the caller can send exactly that again.
+
+The function that consumes the stream needs no reader: Lambda hands it its records. Those who ask
+whether all of them arrived, or bring back what was given up, read here.
 """
 
 from __future__ import annotations
@@ -13,20 +17,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
 from freshet.contract import Registry
-from freshet.errors import SettingsError, StreamUnavailableError
+from freshet.errors import SettingsError, StreamUnavailableError, TerminalError
 from freshet.event import ChangeEvent
 from freshet.stream import LANES, PackedRecord, PublishReport, pack
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
-    from mypy_boto3_kinesis.type_defs import PutRecordsRequestEntryTypeDef
+    from mypy_boto3_kinesis.type_defs import (
+        GetRecordsOutputTypeDef,
+        PutRecordsRequestEntryTypeDef,
+    )
 
 # Kinesis refuses a PutRecords call of more than 500 records ...
 PUT_RECORDS_MAX = 500
@@ -38,6 +47,11 @@ PUBLISH_S_MAX = 10.0
 ROUNDS_MAX = 10
 PAUSE_S_FIRST = 0.05
 PAUSE_S_MAX = 2.0
+# GetRecords gives at most 10,000 records or 10 MB, and five calls a second to a shard, which the
+# consumer shares: a refused reader waits its second out, and thirty of them are an outage.
+GET_RECORDS_MAX = 10_000
+READ_PAUSE_S = 1.0
+READ_ATTEMPTS_MAX = 30
 
 # Retries happen here, where time is bounded and lanes keep their order: botocore must not add any.
 CLIENT_CONFIG = Config(
@@ -173,6 +187,135 @@ class KinesisStream:
         }
 
 
+class RetainedRecord(NamedTuple):
+    """A record that the stream still holds."""
+
+    shard_id: str
+    sequence_number: str
+    data: bytes
+    arrived_at: datetime
+
+
+class RecordsGoneError(TerminalError):
+    """Records that the stream no longer holds."""
+
+    def __init__(self, stream: str, shard_id: str, sequence_number: str, detail: str) -> None:
+        self.stream, self.shard_id, self.sequence_number = stream, shard_id, sequence_number
+        super().__init__(
+            f"stream {stream!r}: {shard_id} cannot be read from {sequence_number} on ({detail}): "
+            "its retention is over, or it is another stream; send those changes again at the source"
+        )
+
+
+class RetainedStream:
+    """What the Kinesis stream `stream_name` retains, shard by shard, to the tip as it is then.
+
+    Iterating gives every record of every shard, closed ones included, oldest first in each; once
+    more begins anew. `wait` takes seconds. Raises `StreamUnavailableError` when the stream does not
+    answer within the retries, `SettingsError` when it does not exist or refuses this caller.
+    """
+
+    def __init__(
+        self,
+        client: KinesisClient,
+        stream_name: str,
+        *,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client, self._stream, self._wait = client, stream_name, wait
+
+    def __iter__(self) -> Iterator[RetainedRecord]:
+        for shard_id in self.shards():
+            yield from self.records(shard_id)
+
+    def shards(self) -> list[str]:
+        """The ids of all shards that hold or may get records, in order."""
+        found: list[str] = []
+        request: Any = {"StreamName": self._stream}
+        while request:
+            answer = self._patiently(partial(self._client.list_shards, **request))
+            found.extend(shard["ShardId"] for shard in answer["Shards"])
+            following = answer.get("NextToken")
+            request = {"NextToken": following} if following else {}
+        return sorted(found)
+
+    def records(
+        self, shard_id: str, *, first: str | None = None, last: str | None = None
+    ) -> Iterator[RetainedRecord]:
+        """A shard's records from sequence number `first` (None: the oldest retained) up to and with
+        `last` (None: the tip).
+
+        Raises `RecordsGoneError` where `first` is no longer there, besides.
+        """
+        at = {"ShardIteratorType": "TRIM_HORIZON"} if first is None else _from(first)
+        missing = first
+        iterator: str | None = self._iterator(shard_id, at)
+        while iterator is not None:
+            answer = self._page(iterator)
+            if answer is None:  # the iterator expired: it lives for five minutes
+                iterator = self._iterator(shard_id, at)
+                continue
+            for record in answer["Records"]:
+                number = record["SequenceNumber"]
+                if missing not in (None, number):
+                    break
+                missing = None
+                if last is not None and int(number) > int(last):
+                    return
+                arrived = record["ApproximateArrivalTimestamp"].astimezone(UTC)
+                yield RetainedRecord(shard_id, number, record["Data"], arrived)
+                at = _from(number, after=True)
+            iterator = answer.get("NextShardIterator") if answer["MillisBehindLatest"] else None
+            if missing is not None and (answer["Records"] or iterator is None):
+                detail = "it is no longer there"
+                raise RecordsGoneError(self._stream, shard_id, missing, detail)
+
+    def _iterator(self, shard_id: str, at: dict[str, Any]) -> str:
+        def ask() -> Any:
+            return self._client.get_shard_iterator(StreamName=self._stream, ShardId=shard_id, **at)[
+                "ShardIterator"
+            ]
+
+        try:
+            return str(self._patiently(ask))
+        except self._client.exceptions.InvalidArgumentException as error:
+            number = at.get("StartingSequenceNumber", "the oldest")
+            raise RecordsGoneError(self._stream, shard_id, number, str(_message(error))) from error
+
+    def _page(self, iterator: str) -> GetRecordsOutputTypeDef | None:
+        def ask() -> GetRecordsOutputTypeDef | None:
+            try:
+                return self._client.get_records(ShardIterator=iterator, Limit=GET_RECORDS_MAX)
+            except self._client.exceptions.ExpiredIteratorException:
+                return None
+
+        page: GetRecordsOutputTypeDef | None = self._patiently(ask)
+        return page
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """The answer, asked for again while the stream is busy."""
+        reason = ""
+        for attempt in range(READ_ATTEMPTS_MAX):
+            if attempt:
+                self._wait(READ_PAUSE_S)
+            try:
+                return ask()
+            except self._client.exceptions.InvalidArgumentException:
+                raise
+            except ClientError as error:
+                reason = _transient_code(error, self._stream)
+            except (NoConnectionError, HTTPClientError) as error:
+                reason = type(error).__name__
+            except BotoCoreError as error:
+                raise _unusable(error) from error
+        raise StreamUnavailableError(self._stream, f"cannot be read ({reason})")
+
+
+def _from(sequence_number: str, *, after: bool = False) -> dict[str, str]:
+    place = "AFTER_SEQUENCE_NUMBER" if after else "AT_SEQUENCE_NUMBER"
+    return {"ShardIteratorType": place, "StartingSequenceNumber": sequence_number}
+
+
 def partition_key(lane: int) -> str:
     """The Kinesis partition key of a lane, `lane-07`: Lambda keeps order per partition key."""
     return f"lane-{lane:02d}"
@@ -209,7 +352,8 @@ def _transient_code(error: ClientError, stream: str) -> str:
         return code or f"HTTP {status}"
     advice: dict[str, str] = {
         "ResourceNotFoundException": "does not exist in this account and region: correct the name",
-        "AccessDeniedException": "refuses this caller: grant it kinesis:PutRecords on the stream",
+        "AccessDeniedException": "refuses this caller: grant it "
+        f"kinesis:{error.operation_name} on the stream",
     }
     raise SettingsError(
         "STREAM_NAME", f"stream {stream!r} {advice.get(code, f'answers {code}: {_message(error)}')}"

@@ -2,8 +2,8 @@
 
 One rule decides everything (laws L1 and L2): of two changes of a key the one with the greater
 `_version` wins; at equal versions the later `_position` wins, unless both say the same. Deletes
-obey the same rule. `freshet.model` says the same in plain Python and is the oracle of the property
-tests.
+obey the same rule. Keys with partial updates are few, and go by `freshet.patch`. `freshet.model`
+says the same in plain Python and is the oracle of the property tests.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.arrow import DELETED, POSITION, VERSION, key_column
+from freshet import patch
+from freshet.arrow import DELETED, PATCHES, POSITION, VERSION, key_column
 
 
 class Outcome(IntEnum):
@@ -32,7 +34,9 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Collapsed:
-    """The winning change of each key of a batch, and how many lost inside the batch."""
+    """The winning change of each key of a batch, the patches above it included, and how many lost
+    inside the batch.
+    """
 
     winners: pa.Table
     duplicate: int
@@ -50,7 +54,37 @@ class Merged:
 
 
 def collapse(changes: pa.Table, key: Sequence[str]) -> Collapsed:
-    """Keep the winning change of every key."""
+    """Keep the winning change of every key; patches of a key become one change with it."""
+    if changes.column(PATCHES).null_count == changes.num_rows:
+        return _collapse_whole(changes, key)
+    keys = key_column(changes, key)
+    patched_keys = keys.filter(pc.is_valid(changes.column(PATCHES))).combine_chunks()
+    patched = pc.is_in(keys, value_set=patched_keys)
+    whole = _collapse_whole(changes.filter(pc.invert(patched)), key)
+    parts = _collapse_patched(changes.filter(patched), key)
+    return Collapsed(
+        pa.concat_tables([whole.winners, parts.winners]),
+        whole.duplicate + parts.duplicate,
+        whole.stale + parts.stale,
+    )
+
+
+def _collapse_patched(changes: pa.Table, key: Sequence[str]) -> Collapsed:
+    """Keys with patches, each joined in plain Python."""
+    shape = patch.Shape.of(changes.schema)
+    by_key: dict[tuple[Any, ...], list[patch.State]] = {}
+    for record in changes.to_pylist():
+        by_key.setdefault(tuple(record[name] for name in key), []).append(shape.read(record))
+    records, duplicate, stale = [], 0, 0
+    for values, states in by_key.items():
+        one = patch.collapse(states)
+        records.append(shape.write(one.state, dict(zip(key, values, strict=True))))
+        duplicate, stale = duplicate + one.duplicate, stale + one.stale
+    return Collapsed(pa.Table.from_pylist(records, schema=changes.schema), duplicate, stale)
+
+
+def _collapse_whole(changes: pa.Table, key: Sequence[str]) -> Collapsed:
+    """Keys without patches, all at once by the column."""
     keys = key_column(changes, key)
     counts = pc.value_counts(keys)
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -100,7 +134,8 @@ def _duplicates_in_runs(ordered: pa.Table, first: pa.Array) -> int:
 def merge(
     rows: pa.Table, changes: pa.Table, key: Sequence[str], *, content: Sequence[str] | None = None
 ) -> Merged:
-    """Apply collapsed changes (one per key) to rows (one per key).
+    """Apply collapsed changes (one per key) to rows (one per key), neither with patches: what
+    holds some is joined before (`freshet.patch`), and arrives here only where its key has no row.
 
     `rows` has a lake schema, `changes` the matching `changes_schema`. A change that meets no row is
     inserted; a delete that meets none is ABSENT. Rows keep their order, new ones follow. Merging

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# The key of a truncation, which deletes every row at once; `key_text` never writes it.
+EVERY = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A change as the model sees it; `after` is None for a delete."""
+    """A change as the model sees it: a full row (`after`), some of its columns (`patch`), or, with
+    neither, a delete.
+    """
 
     key: Hashable
     version: int
     position: str
     after: Mapping[str, Any] | None
+    patch: Mapping[str, Any] | None = None
 
 
 def supersedes(change: ModelChange, current: ModelChange | None) -> bool:
@@ -27,12 +33,38 @@ def supersedes(change: ModelChange, current: ModelChange | None) -> bool:
 
 
 def current_state(changes: Iterable[ModelChange]) -> dict[Hashable, ModelChange]:
-    """The winning change of every key, deletes (tombstones) included."""
-    winners: dict[Hashable, ModelChange] = {}
+    """What every key comes to, deletes (tombstones) included, each at its winner's version.
+
+    `after` is the row as a reader sees it: the winning full change under the newer patches. Where
+    there is no row, `patch` holds what waits for one. A key of which only patches came has
+    version 0.
+    """
+    by_key: dict[Hashable, list[ModelChange]] = {}
+    truncations = []
     for change in changes:
-        if supersedes(change, winners.get(change.key)):
-            winners[change.key] = change
-    return winners
+        if change.key == EVERY:
+            truncations.append(change)
+        else:
+            by_key.setdefault(change.key, []).append(change)
+    return {key: _state(key, [*truncations, *own]) for key, own in by_key.items()}
+
+
+def _state(key: Hashable, changes: Sequence[ModelChange]) -> ModelChange:
+    base = ModelChange(key, 0, "", None)
+    for change in changes:
+        if change.patch is None and supersedes(change, base):
+            base = change
+    columns: dict[str, ModelChange] = {}
+    for change in changes:
+        if (change.version, change.position) > (base.version, base.position):
+            for name, value in (change.patch or {}).items():
+                one = ModelChange(key, change.version, change.position, {name: value})
+                if supersedes(one, columns.get(name)):
+                    columns[name] = one
+    newer = {name: (one.after or {})[name] for name, one in columns.items()}
+    if base.after is None:
+        return ModelChange(key, base.version, base.position, None, newer or None)
+    return ModelChange(key, base.version, base.position, {**base.after, **newer})
 
 
 def live_rows(winners: Mapping[Hashable, ModelChange]) -> dict[Hashable, Mapping[str, Any]]:

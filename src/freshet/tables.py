@@ -15,6 +15,7 @@ from freshet.contract import (
     Integer,
     Money,
     PartitionField,
+    Pii,
     Registry,
     Text,
     Timestamp,
@@ -45,7 +46,9 @@ class Sale(
     returned_quantity: Annotated[int, Integer(32)] = Field(0, description="Units returned since")
     unit_price: Annotated[Decimal, Money(18, 4)] = Field(description="Price of one unit")
     currency: Currency = Field(description="ISO 4217 code of the price")
-    customer_id: Annotated[str, Text(64)] | None = Field(None, description="Customer, if known")
+    customer_id: Annotated[str, Text(64), Pii("hash")] | None = Field(
+        None, description="Customer, if known; hashed with the deployment's key"
+    )
     country: Annotated[str, Text(64)] | None = Field(None, description="Customer's country")
     sold_at: Annotated[datetime, Timestamp()] = Field(description="When the line was sold")
 

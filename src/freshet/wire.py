@@ -1,11 +1,13 @@
-"""Wire format v1: how change events travel in a Kinesis record.
+"""Wire format v1: how change events travel in a Kinesis record, and what else is understood.
 
     F R S H | version 0x01 | encoding | body
     body = one JSON event per line; encoding 0x00 plain, 0x01 zstd
 
 One record carries one or many events of one lane. Lines are independent: a bad one is rejected
 alone. A record that begins with `{` is taken as such a body without the prefix, so that any tool
-can put an event.
+can put an event, or as one JSON object over many lines, as AWS DMS writes it. Each object is
+recognised by itself: an event of ours, of Debezium or of DMS. An empty record is Debezium's
+tombstone.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ from typing import Any
 
 import zstandard
 
+from freshet import debezium, dms
 from freshet.contract import Registry
 from freshet.errors import RejectedError
 from freshet.event import ChangeEvent, check_future, parse_event
+from freshet.image import Reading, Truncated
+from freshet.mapping import DEFAULT_STREAMS, Streams
 
 MAGIC = b"FRSH"
+# What the Kinesis Producer Library begins an aggregated record with.
+_KPL_MAGIC = b"\xf3\x89\x9a\xc2"
 VERSION = 1
 PLAIN, ZSTD = 0, 1
 
@@ -34,6 +41,8 @@ UNPACKED_BYTES_MAX = 16 * 1024 * 1024
 LINE_BYTES_MAX = 1024 * 1024
 # Ten times what `freshet.stream.pack` puts into a record: more is a bomb of tiny lines.
 LINES_MAX = 5_000
+# Between the first and the second part of a line: no part's number depends on its neighbours.
+PART_STRIDE = LINES_MAX + 1
 # Level 3 is zstd's own default: beyond it CPU grows faster than bytes shrink on JSON.
 _LEVEL = 3
 # Writers make one frame; a million tiny ones would cost a copy of the rest each.
@@ -54,14 +63,44 @@ class Rejected:
     data: bytes
     error: RejectedError
     table: str | None = None
+    decoder: str = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A record, or a part of one, that is no change of a row and is meant to be none: its kind, as
+    `tombstone` or `heartbeat`.
+    """
+
+    index: int
+    kind: str
+    decoder: str
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One event and its place among the lines of its record."""
+    """One event and its place among the parts of its record, and the decoder that read it."""
 
     index: int
     event: ChangeEvent
+    decoder: str = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """The end of all rows of a table that are older than `version`."""
+
+    index: int
+    table: str
+    version: int
+    source: str
+    event_id: str
+    occurred_at: datetime | None
+    accepted_at: datetime
+    decoder: str = "debezium"
+
+
+Part = Decoded | Rejected | Ignored | Truncation
 
 
 def encode_event(event: ChangeEvent) -> bytes:
@@ -81,21 +120,58 @@ def encode_record(lines: Iterable[bytes], *, compress: bool = True) -> bytes:
 
 
 def decode_record(
-    data: bytes, tables: Registry, *, arrived_at: datetime | None = None
-) -> Iterator[Decoded | Rejected]:
+    data: bytes,
+    tables: Registry,
+    *,
+    arrived_at: datetime | None = None,
+    streams: Streams = DEFAULT_STREAMS,
+) -> Iterator[Part]:
     """Every event in a record's data, and every part of it that is none, each exactly once.
 
-    With `arrived_at` an event whose version lies a day beyond it is rejected (future_version).
+    A part has the number of its line; a second part of a line (a changed key) is numbered past all
+    lines, so that no neighbour's place depends on it. With `arrived_at` an event whose version lies
+    a day beyond it is rejected (future_version). `streams` says how the tables of other tools'
+    records map to ours.
     """
+    if not data or data.strip() == b"null":
+        yield Ignored(0, "tombstone", "debezium")
+        return
+    reader = _Reader(tables, streams, arrived_at)
     try:
         body = _body(data)
+        if data[:4] != MAGIC and _is_one_value(body):
+            yield from reader.parts(0, data)
+            return
         _check_lines(body)
     except RejectedError as error:
         yield Rejected(0, data, error)
         return
     for index, line in enumerate(body.split(b"\n")):
         if line.strip():
-            yield _decode_line(index, line, tables, arrived_at)
+            yield from reader.parts(index, line)
+
+
+def _is_one_value(data: bytes) -> bool:
+    """Whether a record without the prefix is one JSON value over many lines, be it a broken one.
+
+    One that is broken has no line that is an object by itself.
+    """
+    if b"\n" not in data.strip() or len(data) > LINE_BYTES_MAX:
+        return False
+    try:
+        text = data.decode("utf-8").strip()
+        return _JSON.raw_decode(text)[1] == len(text)
+    except (ValueError, RecursionError, InvalidOperation, RejectedError):
+        return not any(_is_object(line) for line in data.split(b"\n")[:LINES_MAX])
+
+
+def _is_object(line: bytes) -> bool:
+    if not line.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(parse_json(line), dict)
+    except RejectedError:
+        return False
 
 
 def _check_lines(body: bytes) -> None:
@@ -106,8 +182,12 @@ def _check_lines(body: bytes) -> None:
 
 
 def _body(data: bytes) -> bytes:
-    if not data.strip() or data[:1] in b"{[":
+    # Blank in front is no other format: a line of a record may begin so, and is replayed alone.
+    if data.lstrip()[:1] in b"{[":
         return data
+    if data[:4] == _KPL_MAGIC:
+        detail = "was aggregated by the KPL: set AggregationEnabled to false in its configuration"
+        raise RejectedError("kpl_aggregated", detail)
     if data[:4] != MAGIC:
         raise RejectedError("unknown_format", "neither Freshet's prefix nor a JSON object")
     if len(data) < 6:
@@ -156,21 +236,73 @@ def unpack_zstd(payload: bytes, bytes_max: int) -> bytes:
     return bytes(body)
 
 
-def _decode_line(
-    index: int, line: bytes, tables: Registry, arrived_at: datetime | None
-) -> Decoded | Rejected:
-    body: Any = None
-    try:
-        body = parse_json(line)
-        event = parse_event(body, tables)
-        if arrived_at is not None:
-            check_future(event.version, arrived_at)
-        return Decoded(index, event)
-    except RejectedError as error:
-        table = body.get("table") if isinstance(body, dict) else None
-        # Without its trace: thousands of rejected lines must not keep their frames alive.
-        error.with_traceback(None)
-        return Rejected(index, line, error, table if table in tables.names else None)
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one JSON value after the other, by the decoder that knows it."""
+
+    tables: Registry
+    streams: Streams
+    arrived_at: datetime | None
+
+    def parts(self, index: int, line: bytes) -> list[Part]:
+        """What a line comes to, numbered from `index`: all of it is taken or all rejected."""
+        decoder, table = "native", None
+        try:
+            body = parse_json(line)
+            decoder = self._decoder(body)
+            if decoder == "native":
+                table = _table(body, self.tables)
+                return [Decoded(index, self._event(body))]
+            reading = self._reading(decoder, body)
+            table = reading.table
+            return self._made(index, decoder, reading)
+        except RejectedError as error:
+            # Without its trace: thousands of rejected lines must not keep their frames alive.
+            error.__context__ = None
+            return [Rejected(index, line, error.with_traceback(None), table, decoder)]
+
+    def _decoder(self, body: Any) -> str:
+        if not isinstance(body, dict):
+            return "native"
+        if dms.recognises(body):
+            return "dms"
+        return "debezium" if debezium.recognises(body, self.streams) else "native"
+
+    def _reading(self, decoder: str, body: Any) -> Reading:
+        decode = dms.decode if decoder == "dms" else debezium.decode
+        return decode(body, self.tables, self.streams, self.arrived_at)
+
+    def _made(self, index: int, decoder: str, reading: Reading) -> list[Part]:
+        if reading.error is not None:
+            raise reading.error
+        if isinstance(reading.other, Truncated):
+            return [self._truncation(index, reading.other)]
+        if reading.other is not None:
+            return [Ignored(index, reading.other.kind, decoder)]
+        events = [self._event(body) for body in reading.events]
+        return [
+            Decoded(index + at * PART_STRIDE, event, decoder) for at, event in enumerate(events)
+        ]
+
+    def _event(self, body: Any) -> ChangeEvent:
+        event = parse_event(body, self.tables)
+        self._check_future(event.version)
+        return event
+
+    def _truncation(self, index: int, end: Truncated) -> Truncation:
+        self._check_future(end.version)
+        who = (end.table, end.version, end.source, end.event_id)
+        return Truncation(index, *who, end.occurred_at, end.accepted_at)
+
+    def _check_future(self, version: int) -> None:
+        if self.arrived_at is not None:
+            check_future(version, self.arrived_at)
+
+
+def _table(body: Any, tables: Registry) -> str | None:
+    """The declared table that an event of ours names."""
+    table = body.get("table") if isinstance(body, dict) else None
+    return table if table in tables.names else None
 
 
 def parse_json(text: bytes) -> Any:

@@ -1,85 +1,147 @@
-"""Schema evolution: a contract's additions and widenings are applied, anything else is refused by
-name.
+"""Schema evolution: what a contract may change of a table is applied with the next commit, anything
+else is refused by name. `freshet.lock` says the same before a deployment.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
-from pyiceberg.types import DecimalType, IcebergType, IntegerType, LongType, NestedField
+from pyiceberg.types import (
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IcebergType,
+    IntegerType,
+    LongType,
+    NestedField,
+)
 
+from freshet.arrow import former_names
 from freshet.errors import SchemaChangeError
 from lake.spec import TableSpec
 
 
-def evolve(table: Table, spec: TableSpec) -> Table:
-    """The table with its schema brought to its spec; unchanged where they agree.
+@dataclass
+class _Changes:
+    """What is to be done to a table; updates are by the name that the lake has now."""
 
-    Adds optional columns, widens types and makes columns optional. Raises `SchemaChangeError` for a
-    removed or renamed column, a type that does not widen, a required addition, or another partition
-    spec.
+    renamings: dict[str, str] = field(default_factory=dict)
+    additions: list[NestedField] = field(default_factory=list)
+    updates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def of_schema(self) -> bool:
+        return bool(self.renamings or self.additions or self.updates)
+
+    def update(self, column: NestedField, **made: Any) -> None:
+        self.updates.setdefault(column.name, {}).update(made)
+
+
+def evolve(table: Table, spec: TableSpec, *, words: bool = True) -> Table:
+    """The table with its schema brought to its spec, in one commit; unchanged where they agree.
+
+    Renames columns that the spec knows by former names (field ids stay, so files and snapshots are
+    read as before), adds optional columns, widens types, makes columns optional and, with `words`,
+    tells the descriptions. Raises `SchemaChangeError` for a removed column, a type that does not
+    widen, a required addition, or another partition spec.
     """
-    current, wanted = table.schema(), spec.iceberg_schema()
-    additions, widenings, relaxed = _differences(spec.name, current, wanted)
+    changes = _differences(spec, table.schema())
     _check_partition(table, spec)
-    if additions or widenings or relaxed:
-        with table.update_schema() as update:
-            for field in additions:
-                update.add_column(field.name, field.field_type, doc=field.doc)
-            for field in widenings:
-                update.update_column(field.name, field_type=field.field_type)
-            for field in relaxed:
-                update.make_column_optional(field.name)
+    if words:
+        _describe(table, spec, changes)
+    if changes.of_schema or changes.properties:
+        _apply(table, changes)
     return table
 
 
-def _differences(
-    name: str, current: Schema, wanted: Schema
-) -> tuple[list[NestedField], list[NestedField], list[NestedField]]:
-    have = {field.name: field for field in current.fields}
-    want = {field.name: field for field in wanted.fields}
+def _apply(table: Table, changes: _Changes) -> None:
+    with table.transaction() as transaction:
+        if changes.of_schema:
+            with transaction.update_schema() as update:
+                for path, made in changes.updates.items():
+                    update.update_column(path, **made)
+                for was, now in changes.renamings.items():
+                    update.rename_column(was, now)
+                for added in changes.additions:
+                    update.add_column(added.name, added.field_type, doc=added.doc)
+        if changes.properties:
+            transaction.set_properties(changes.properties)
+
+
+def _differences(spec: TableSpec, schema: Schema) -> _Changes:
+    changes, name = _Changes(), spec.name
+    have = {one.name: one for one in schema.fields}
+    want = {one.name: one for one in spec.iceberg_schema().fields}
+    for was, now in former_names(spec.schema).items():
+        if was in have and now in want and now not in have:
+            have[now] = have.pop(was)
+            changes.renamings[was] = now
     for column in have.keys() - want.keys():
         raise SchemaChangeError(
-            name, column, "is in the lake but no longer in the contract; keep it, optional"
+            name,
+            column,
+            "is in the lake but no longer in the contract; keep it, optional, or name it among the "
+            "aliases of what it is called now",
         )
-    additions, widenings, relaxed = [], [], []
-    for column, field in want.items():
-        if column not in have:
-            if field.required:
-                raise SchemaChangeError(
-                    name, column, "is new and required; declare it optional (`| None`)"
-                )
-            additions.append(field)
-        elif have[column].field_type != field.field_type:
-            if not _widens(have[column].field_type, field.field_type):
-                detail = f"cannot change from {have[column].field_type} to {field.field_type}"
-                raise SchemaChangeError(name, column, detail)
-            widenings.append(field)
-        if column in have and field.required and not have[column].required:
-            raise SchemaChangeError(
-                name, column, "is optional in the lake and cannot become required"
-            )
-        if column in have and have[column].required and not field.required:
-            relaxed.append(field)
-    return additions, widenings, relaxed
+    for column, wanted in want.items():
+        if column in have:
+            _compare(name, have[column], wanted, changes)
+        elif wanted.required:
+            detail = "is new and required; declare it optional (`| None`)"
+            raise SchemaChangeError(name, column, detail)
+        else:
+            changes.additions.append(wanted)
+    return changes
 
 
-def _widens(old: IcebergType, new: IcebergType) -> bool:
+def _compare(table: str, have: NestedField, want: NestedField, changes: _Changes) -> None:
+    if have.field_type != want.field_type:
+        if not widens(have.field_type, want.field_type):
+            detail = f"cannot change from {have.field_type} to {want.field_type}"
+            raise SchemaChangeError(table, want.name, detail)
+        changes.update(have, field_type=want.field_type)
+    if want.required and not have.required:
+        detail = "is optional in the lake and cannot become required"
+        raise SchemaChangeError(table, want.name, detail)
+    if have.required and not want.required:
+        changes.update(have, required=False)
+
+
+def _describe(table: Table, spec: TableSpec, changes: _Changes) -> None:
+    """What is said of columns and table, where that is not what the lake says."""
+    have = {one.name: one for one in table.schema().fields}
+    was = {now: was for was, now in changes.renamings.items()}
+    for column, words in spec.descriptions.items():
+        known = have.get(was.get(column, column))
+        if known is not None and (known.doc or "") != words:
+            changes.update(known, doc=words)
+    held = table.properties
+    changes.properties |= {
+        name: words for name, words in spec.properties.items() if held.get(name) != words
+    }
+
+
+def widens(old: IcebergType, new: IcebergType) -> bool:
     """Iceberg's own promotions (spec, "Schema Evolution") among the types contracts have."""
-    if isinstance(old, IntegerType) and isinstance(new, LongType):
-        return True
     if isinstance(old, DecimalType) and isinstance(new, DecimalType):
         return old.scale == new.scale and new.precision >= old.precision
-    return False
+    return (type(old), type(new)) in ((IntegerType, LongType), (FloatType, DoubleType))
 
 
 def _check_partition(table: Table, spec: TableSpec) -> None:
+    """The same columns by the same transforms. A partition field keeps its name when its column is
+    renamed.
+    """
     wanted = spec.iceberg_partition_spec()
-    same = [
-        (a.name, a.transform) == (b.name, b.transform)
-        for a, b in zip(table.spec().fields, wanted.fields, strict=False)
-    ]
-    if len(table.spec().fields) != len(wanted.fields) or not all(same):
+    former = former_names(spec.schema)
+    columns = {one.field_id: former.get(one.name, one.name) for one in table.schema().fields}
+    own = [(columns[one.source_id], one.transform) for one in table.spec().fields]
+    names = [one.column for one in spec.partition]
+    if own != list(zip(names, (one.transform for one in wanted.fields), strict=True)):
         raise SchemaChangeError(
             spec.name,
             str(wanted),

@@ -5,15 +5,18 @@ not.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from freshet.arrow import former_names
 from freshet.model import ModelChange, supersedes
+from freshet.patch import Patch, State, deleted, join
 from lake.lake import Lake
-from lake.log import CHANGE_LOG
+from lake.log import CHANGE_LOG, TRUNCATE_OP
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +29,125 @@ class Chapter:
 
 
 def why(lake: Lake, table: str, key: str) -> list[Chapter]:
-    """Every event of a key (`freshet.event.key_text`) in stream order, redeliveries told once."""
-    parts = [part.filter(pc.equal(part.column("key"), key)) for part in lake.log(CHANGE_LOG, table)]
+    """Every event of a key (`freshet.event.key_text`) in stream order, redeliveries told once; and
+    the truncations of its table, which are deletes of every key.
+    """
+    parts = [part.filter(_concerns(part, key)) for part in lake.log(CHANGE_LOG, table)]
     rows = pa.concat_tables(parts).to_pylist() if parts else []
-    return explain(rows)
+    former = former_names(lake.current(table).rows.spec.schema)
+    return explain([_renamed(row, former) for row in rows] if former else rows)
+
+
+def _renamed(event: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
+    """A logged event under the columns' names of today."""
+    for image in ("before", "after", "patch"):
+        row = _json(event.get(image))
+        if isinstance(row, dict) and not former.keys().isdisjoint(row):
+            named = {former.get(name, name): value for name, value in row.items()}
+            event = {**event, image: json.dumps(named, ensure_ascii=False)}
+    return event
+
+
+def _concerns(part: pa.Table, key: str) -> Any:
+    return pc.or_(pc.equal(part.column("key"), key), pc.equal(part.column("op"), TRUNCATE_OP))
 
 
 def explain(events: list[dict[str, Any]]) -> list[Chapter]:
-    """Judge logged events of one key as the merge did: pure."""
+    """Judge logged events of one key as the merge did: pure. Truncations alone make no story."""
     once = {event["position"]: event for event in events}
     ordered = [once[position] for position in sorted(once)]
-    winner: ModelChange | None = None
-    verdicts: list[tuple[str, str]] = []
-    for event in ordered:
-        change = as_model(event)
-        verdicts.append(_verdict(change, winner))
-        if supersedes(change, winner):
-            winner = change
+    if all(_is_truncation(event) for event in ordered):
+        return []
+    story = _Story()
+    verdicts = [story.tell(event) for event in ordered]
     return [
-        Chapter(event, *_final(event, winner, verdict))
+        Chapter(event, *story.end(event, verdict))
         for event, verdict in zip(ordered, verdicts, strict=True)
     ]
 
 
 def as_model(event: dict[str, Any]) -> ModelChange:
     """A logged event as the model sees it."""
-    after = None if event["after"] is None else json.loads(event["after"])
-    return ModelChange(event["key"], event["version"], event["position"], after)
+    after, patch = (_json(event.get(image)) for image in ("after", "patch"))
+    return ModelChange(event["key"], event["version"], event["position"], after, patch)
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _is_truncation(event: dict[str, Any]) -> bool:
+    return event.get("op") == TRUNCATE_OP
+
+
+class _Story:
+    """A key as its events make it, in stream order: the winning full change, and its patches."""
+
+    def __init__(self) -> None:
+        self._winner: ModelChange | None = None
+        self._patches: dict[str, Patch] = {}
+
+    @property
+    def _state(self) -> State:
+        base = self._winner
+        if base is None:
+            return deleted(0, "", self._patches)
+        return State(base.version, base.position, base.after, self._patches)
+
+    def tell(self, event: dict[str, Any]) -> tuple[str, str]:
+        """The verdict on an event as it came."""
+        change = as_model(event)
+        if change.patch is not None:
+            return self._tell_patch(change)
+        verdict, because = _verdict(change, self._winner)
+        if supersedes(change, self._winner):
+            self._winner = change
+            self._patches = dict(join(self._state, deleted(0, "")).patches)
+        return verdict, f"truncation, {because}" if _is_truncation(event) else because
+
+    def _tell_patch(self, change: ModelChange) -> tuple[str, str]:
+        before, own = self._state, _patches(change)
+        after = join(before, deleted(0, "", own))
+        self._patches = dict(after.patches)
+        if any(after.patches.get(column) == patch for column, patch in own.items()):
+            return "applied", ""
+        there = [after.patches.get(column) for column in own]
+        if all(
+            one is not None and (one.version, one.value) == (patch.version, patch.value)
+            for one, patch in zip(there, own.values(), strict=True)
+        ):
+            return "duplicate", "says what this version said already"
+        newest = max(after.version, *(0 if one is None else one.version for one in there))
+        return "stale", f"version {newest} was there already"
+
+    def end(self, event: dict[str, Any], verdict: tuple[str, str]) -> tuple[str, str]:
+        """The verdict on an event now that all have come."""
+        change = as_model(event)
+        if verdict[0] != "applied":
+            return verdict
+        if change.patch is not None:
+            return self._end_patch(_patches(change))
+        if self._winner is None or event["position"] == self._winner.position:
+            return "current", verdict[1]
+        return "superseded", f"{verdict[1]}, until version {self._winner.version}"
+
+    def _end_patch(self, own: dict[str, Patch]) -> tuple[str, str]:
+        """Which of a patch's columns stand, and which were overtaken since."""
+        state = self._state
+        stand = [column for column, patch in own.items() if state.patches.get(column) == patch]
+        overtaken = ", ".join(sorted(own.keys() - set(stand)))
+        columns = ", ".join(sorted(stand))
+        if not stand:
+            return "superseded", f"changed {overtaken}, newer since"
+        rest = f"; {overtaken}: newer since" if overtaken else ""
+        if state.after is None:
+            return "waiting", f"changes {columns} once there is a row{rest}"
+        return "current", f"changes {columns}{rest}"
+
+
+def _patches(change: ModelChange) -> dict[str, Patch]:
+    columns = (change.patch or {}).items()
+    return {column: Patch(change.version, change.position, value) for column, value in columns}
 
 
 def _verdict(change: ModelChange, current: ModelChange | None) -> tuple[str, str]:
@@ -67,14 +162,3 @@ def _verdict(change: ModelChange, current: ModelChange | None) -> tuple[str, str
     if change.position > current.position:
         return "applied", "same version, later in the stream"
     return "stale", "same version, earlier in the stream"
-
-
-def _final(
-    event: dict[str, Any], winner: ModelChange | None, verdict: tuple[str, str]
-) -> tuple[str, str]:
-    """The event that stands now is the winner; one that stood before is superseded."""
-    if verdict[0] != "applied" or winner is None:
-        return verdict
-    if event["position"] == winner.position:
-        return "current", verdict[1]
-    return "superseded", f"{verdict[1]}, until version {winner.version}"

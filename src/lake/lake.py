@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -14,11 +13,18 @@ from pyiceberg.catalog import Catalog
 from freshet.clock import Now
 from freshet.contract import Contract, Registry
 from freshet.objects import Objects
-from freshet.receipt import Receipt
-from lake.current import CurrentState
+from lake.current import Applied, CurrentState
 from lake.io import ObjectsFileIO
 from lake.keys import KeyIndex
-from lake.log import LoggedEvent, QuarantinedLine, StreamLogs
+from lake.ledger import ContextPool, MeteredObjects
+from lake.log import (
+    LoggedEvent,
+    LoggedTruncation,
+    QuarantinedLine,
+    ReceiptRow,
+    Resolution,
+    StreamLogs,
+)
 from lake.spec import rows_spec, tombstones_spec
 from lake.steps import OnConflict, OnStep, Step, no_conflict, no_step
 from lake.table import FILE_ROWS_MAX, KeyedTable
@@ -53,21 +59,27 @@ class Lake:
         io_threads: int = IO_THREADS,
         file_rows_max: int = FILE_ROWS_MAX,
     ) -> None:
-        self._tables, self._database, self._wait, self._step = tables, database, wait, on_step
+        self.tables, self.database, self._wait, self._step = tables, database, wait, on_step
         self._on_conflict = on_conflict
-        self._objects, self._files = objects, ObjectsFileIO(objects, root)
-        self._catalog = open_catalog(self._files)
-        self._pool = ThreadPoolExecutor(io_threads, thread_name_prefix="lake")
+        self.objects = MeteredObjects(objects)
+        self.files = ObjectsFileIO(self.objects, root)
+        self.catalog = open_catalog(self.files)
+        self.pool = ContextPool(io_threads, thread_name_prefix="lake")
         self._file_rows_max = file_rows_max
         # One for all tables: locations are unique, and the memory of a warm consumer is bounded.
         self._index = KeyIndex()
         self._open: dict[str, CurrentState] = {}
-        self._logs = StreamLogs(objects, tables)
+        self._logs = StreamLogs(self.objects, tables)
 
     def keep(
-        self, batch: str, events: Sequence[LoggedEvent], rejected: Sequence[QuarantinedLine]
+        self,
+        batch: str,
+        events: Sequence[LoggedEvent],
+        rejected: Sequence[QuarantinedLine],
+        truncations: Sequence[LoggedTruncation] = (),
     ) -> None:
-        """Write a batch's rejected lines to the quarantine and its events to the change log.
+        """Write a batch's rejected lines to the quarantine, and its events and truncations to the
+        change log.
 
         A batch that comes again as it was writes nothing.
 
@@ -75,14 +87,39 @@ class Lake:
         """
         self._logs.quarantine(batch, rejected)
         self._step(Step.QUARANTINED)
-        self._logs.append_events(batch, events)
+        self._logs.append_events(batch, events, truncations)
         self._step(Step.LOGGED)
 
-    def log(self, name: str, table: str | None = None) -> Iterable[pa.Table]:
-        """The objects of `change_log` or `quarantine` as tables, of one table or of all."""
-        return self._logs.read(name, table)
+    def record(self, rows: Sequence[ReceiptRow]) -> None:
+        """Write the receipt of one batch: at least one line, in one object.
 
-    def apply(self, table: str, changes: pa.Table, note: Mapping[str, str]) -> Receipt:
+        Raises `StorageError` (transient).
+        """
+        self._logs.record(rows)
+        self._step(Step.RECORDED)
+
+    def resolve(self, resolutions: Sequence[Resolution]) -> None:
+        """Say what became of quarantined lines. The same call made again changes nothing.
+
+        Raises `StorageError` (transient).
+        """
+        self._logs.resolve(resolutions)
+
+    def log(
+        self, name: str, table: str | None = None, columns: Sequence[str] | None = None
+    ) -> Iterable[pa.Table]:
+        """The objects of a log (`lake.log.LOGS`) as tables: of one table or all, all columns or
+        some.
+        """
+        return self._logs.read(name, table, columns)
+
+    def log_objects(
+        self, name: str, table: str | None = None, columns: Sequence[str] | None = None
+    ) -> Iterable[tuple[str, pa.Table]]:
+        """As `log`, each object with its key below the lake's root."""
+        return self._logs.named(name, table, columns)
+
+    def apply(self, table: str, changes: pa.Table, note: Mapping[str, str]) -> Applied:
         """Apply changes (`freshet.arrow.changes_table`) to a table; one snapshot, or none if
         nothing changed.
 
@@ -91,10 +128,17 @@ class Lake:
         """
         return self.current(table).apply(changes, note)
 
+    def truncate(self, table: str, version: int, position: str, note: Mapping[str, str]) -> Applied:
+        """End every row of a table that is older than `version`, come earlier or later.
+
+        Raises as `apply`.
+        """
+        return self.current(table).truncate(version, position, note)
+
     def current(self, table: str) -> CurrentState:
         """A table's current state, opened on first use."""
         if table not in self._open:
-            self._open.setdefault(table, self._open_table(self._tables[table]))
+            self._open.setdefault(table, self._open_table(self.tables[table]))
         return self._open[table]
 
     def rows(self, table: str) -> pa.Table:
@@ -105,26 +149,26 @@ class Lake:
     def vacuum(self, *, now: Now, grace: timedelta = GRACE) -> Vacuum:
         """What deletes files that nothing retained needs, once the grace is over."""
         return Vacuum(
-            self._objects,
-            self._files,
-            self._catalog,
-            self._database,
-            pool=self._pool,
+            self.objects,
+            self.files,
+            self.catalog,
+            self.database,
+            pool=self.pool,
             now=now,
             grace=grace,
         )
 
     def close(self) -> None:
         """Stop the threads and let go of the catalog."""
-        self._pool.shutdown()
-        self._catalog.close()
+        self.pool.shutdown()
+        self.catalog.close()
 
     def _open_table(self, contract: type[Contract]) -> CurrentState:
         shared: dict[str, Any] = {
-            "catalog": self._catalog,
-            "database": self._database,
-            "files": self._files,
-            "pool": self._pool,
+            "catalog": self.catalog,
+            "database": self.database,
+            "files": self.files,
+            "pool": self.pool,
             "index": self._index,
         }
         dead = tombstones_spec(contract)

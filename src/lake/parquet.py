@@ -9,7 +9,8 @@ caller, and pyarrow may abort at interpreter exit after threaded reads of in-mem
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
+from freshet.arrow import PATCHES, former_names, patches_text
+
 # zstd-1 writes as fast as snappy and is 40 % smaller on these tables; higher levels only cost CPU.
 _ZSTD_LEVEL = 1
 # One row group up to here: a partition of normal size is one read; a larger one can be streamed.
@@ -33,14 +36,36 @@ ROW_GROUP_ROWS = 131_072
 def read_rows(data: bytes, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
     """The named columns of a data file, in the table's current schema.
 
-    A column the file does not have yet (added later, optional) is null.
+    A column the file does not have yet (added later, optional) is null; one that it has under a
+    former name is that column: a former name never becomes another's.
     """
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    present = file.metadata.schema.names
-    asked = None if set(present) == set(columns) else [name for name in columns if name in present]
-    table = file.read(asked, use_threads=False)
+    present, former = file.metadata.schema.names, former_names(schema)
+    asked = [name for name in present if former.get(name, name) in columns]
+    table = file.read(None if len(asked) == len(present) else asked, use_threads=False)
+    if former:
+        table = _renamed(table, former)
     wanted = pa.schema([schema.field(name) for name in columns])
     return pa.Table.from_arrays([_column(table, field) for field in wanted], schema=wanted)
+
+
+def _renamed(table: pa.Table, former: Mapping[str, str]) -> pa.Table:
+    """The table under the columns' names of today, also inside `_patches`."""
+    table = table.rename_columns([former.get(name, name) for name in table.column_names])
+    if PATCHES not in table.column_names:
+        return table
+    patches = table.column(PATCHES)
+    if patches.null_count < len(patches):
+        texts = [
+            None if text is None else _renamed_patches(text, former) for text in patches.to_pylist()
+        ]
+        at = table.schema.get_field_index(PATCHES)
+        table = table.set_column(at, PATCHES, pa.array(texts, pa.string()))
+    return table
+
+
+def _renamed_patches(text: str, former: Mapping[str, str]) -> str | None:
+    return patches_text({former.get(name, name): one for name, one in json.loads(text).items()})
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -32,16 +32,16 @@ from pyiceberg.table.update import (
     AddSnapshotUpdate,
     AssertRefSnapshotId,
     RemoveSnapshotsUpdate,
+    SetPropertiesUpdate,
     SetSnapshotRefUpdate,
     TableUpdate,
 )
 
+from lake.retention import RETENTION, Stamp
+
 # More manifests than this and the smallest are folded into the new one: planning reads each of
 # them.
 MANIFESTS_MAX = 8
-# Snapshots a table keeps; older ones are expired by the next commit. Their files stay until
-# vacuumed.
-SNAPSHOTS_MAX = 50
 # Iceberg's default for Avro: every reader has it.
 _AVRO_CODEC: Literal["deflate"] = "deflate"
 
@@ -89,6 +89,12 @@ def live_files(table: Table, reader: ManifestReader) -> list[DataFile]:
     ]
 
 
+def stamps(table: Table) -> list[Stamp]:
+    """A table's snapshots in order of commit."""
+    ordered = sorted(table.metadata.snapshots, key=lambda s: s.sequence_number or 0)
+    return [Stamp(s.timestamp_ms, s.snapshot_id) for s in ordered]
+
+
 def commit_swap(
     catalog: Catalog,
     table: Table,
@@ -97,30 +103,50 @@ def commit_swap(
     added: Sequence[DataFile],
     removed: Collection[str],
     summary: Mapping[str, str],
+    properties: Mapping[str, str] | None = None,
+    operation: Operation = Operation.OVERWRITE,
 ) -> int:
     """Commit one snapshot that adds and removes data files, on exactly the snapshot `table` shows.
 
-    `removed` holds file locations. Returns the snapshot's id. Raises `CommitConflictError` if
+    `removed` holds file locations; `properties` are set on the table in the same swap; `operation`
+    is REPLACE where no row changes. Returns the snapshot's id. Raises `CommitConflictError` if
     another commit came first.
     """
     snapshot_id = table.metadata.new_snapshot_id()
     commit = _Commit(table, reader, snapshot_id)
     manifests = commit.manifests(added, removed)
-    snapshot = commit.snapshot(manifests, _summary(table, added, commit.gone, summary))
-    parent = table.metadata.current_snapshot_id
-    try:
-        done = catalog.commit_table(
-            table,
-            (AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=parent),),
-            commit.updates(snapshot),
-        )
-    except CommitFailedException as error:
-        raise CommitConflictError(str(error)) from error
-    # pyiceberg does this only for its own commits: metadata files beyond the cap are deleted.
-    catalog._delete_old_metadata(table.io, table.metadata, done.metadata)  # noqa: SLF001
+    told = _summary(table, added, commit.gone, summary)
+    snapshot = commit.snapshot(manifests, as_operation(told, operation))
+    swap(catalog, table, (*commit.updates(snapshot), *_set(properties)))
     for path, entries in commit.live.items():
         reader.keep(path, entries)
     return snapshot_id
+
+
+def _set(properties: Mapping[str, str] | None) -> tuple[TableUpdate, ...]:
+    return (SetPropertiesUpdate(updates=dict(properties)),) if properties else ()
+
+
+def swap(catalog: Catalog, table: Table, updates: tuple[TableUpdate, ...]) -> None:
+    """Commit updates on exactly the snapshot that `table` shows. Raises `CommitConflictError`."""
+    parent = table.metadata.current_snapshot_id
+    asserted = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=parent)
+    try:
+        done = catalog.commit_table(table, (asserted,), updates)
+    except CommitFailedException as error:
+        raise CommitConflictError(str(error)) from error
+    except ValueError as error:
+        # Whoever expires snapshots only moves no snapshot, and then they are not there to expire.
+        if catalog.load_table(table.name()).metadata_location == table.metadata_location:
+            raise
+        raise CommitConflictError(str(error)) from error
+    # pyiceberg does this only for its own commits: metadata files beyond the cap are deleted.
+    catalog._delete_old_metadata(table.io, table.metadata, done.metadata)  # noqa: SLF001
+
+
+def as_operation(summary: Summary, operation: Operation) -> Summary:
+    """The summary of another operation: pyiceberg's totals know no REPLACE."""
+    return Summary(operation=operation, **summary.additional_properties)
 
 
 class _Commit:
@@ -154,7 +180,9 @@ class _Commit:
         gone = [entry for entry in moved if entry.data_file.file_path in removed]
         stay = [entry for entry in moved if entry.data_file.file_path not in removed]
         self.gone = [entry.data_file for entry in gone]
-        if 0 < len(added) < len(stay):
+        if not (added or moved):
+            new = []  # a swap of properties only: pyiceberg refuses an empty manifest
+        elif 0 < len(added) < len(stay):
             new = [self._write_manifest(added, gone, []), self._write_manifest([], [], stay)]
         else:
             new = [self._write_manifest(added, gone, stay)]
@@ -210,9 +238,9 @@ class _Commit:
         )
 
     def updates(self, snapshot: Snapshot) -> tuple[TableUpdate, ...]:
-        """Add the snapshot, make it current, expire the oldest."""
-        old = sorted(self._table.metadata.snapshots, key=lambda s: s.sequence_number or 0)
-        expired = [s.snapshot_id for s in old[: max(0, len(old) + 1 - SNAPSHOTS_MAX)]]
+        """Add the snapshot, make it current, expire those that are not retained."""
+        added = Stamp(snapshot.timestamp_ms, snapshot.snapshot_id)
+        expired = RETENTION.expired([*stamps(self._table), added], snapshot.timestamp_ms)
         swap = SetSnapshotRefUpdate(  # type: ignore[call-arg] # aliased fields hide their defaults
             ref_name=MAIN_BRANCH, type=SnapshotRefType.BRANCH, snapshot_id=snapshot.snapshot_id
         )

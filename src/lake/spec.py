@@ -24,6 +24,8 @@ from pyiceberg.types import (
     BooleanType,
     DateType,
     DecimalType,
+    DoubleType,
+    FloatType,
     IcebergType,
     IntegerType,
     LongType,
@@ -32,8 +34,8 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
-from freshet.arrow import LAKE_COLUMNS, POSITION, contract_schema
-from freshet.contract import Contract, PartitionField
+from freshet.arrow import LAKE_COLUMNS, POSITION, contract_schema, with_former_names
+from freshet.contract import TABLE_WORDS_MAX, Contract, PartitionField
 
 # Iceberg numbers partition fields from 1000 (spec, "Partition Specs").
 _PARTITION_FIELD_ID = 1000
@@ -45,6 +47,7 @@ class TableSpec:
     """One lake table: its name, row schema (Arrow), key columns, partition fields and column texts.
 
     `content` names the columns that tell two changes of one version apart; None: the contract's.
+    `words` say what the table is.
     """
 
     name: str
@@ -53,6 +56,12 @@ class TableSpec:
     partition: tuple[PartitionField, ...]
     descriptions: dict[str, str]
     content: tuple[str, ...] | None = None
+    words: str = ""
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The table's comment, under the names that Spark and Trino, and Glue, look for."""
+        return {"comment": self.words, "Description": self.words} if self.words else {}
 
     def iceberg_schema(self) -> Schema:
         """The Iceberg schema of a new table: field ids count from 1 in column order."""
@@ -90,15 +99,28 @@ def rows_spec(contract: type[Contract]) -> TableSpec:
     own = {
         "_version": "Version of the change this row came from; greater is newer",
         "_position": "Place of that change in the stream; decides between equal versions",
+        "_patches": "Columns newer than that change, as JSON with their versions; mostly null",
     }
-    texts = {column.name: column.description for column in contract.columns}
+    texts = {column.name: column.words for column in contract.columns}
     return TableSpec(
-        contract.table, contract_schema(contract), contract.key, contract.partition, texts | own
+        contract.table,
+        contract_schema(contract),
+        contract.key,
+        contract.partition,
+        texts | own,
+        words=table_words(contract),
     )
 
 
+def table_words(contract: type[Contract]) -> str:
+    """What the contract says its table is, on one line: the first paragraph of its docstring."""
+    first = (contract.__doc__ or "").strip().partition("\n\n")[0]
+    return " ".join(first.split())[:TABLE_WORDS_MAX]
+
+
 def tombstones_spec(contract: type[Contract]) -> TableSpec:
-    """The tombstones of a contract's table: key, version and position of each delete that won.
+    """The tombstones of a contract's table: key, version and position of each delete that won, and
+    the patches that wait for a row. Version 0 means that only such came of the key so far.
 
     Not partitioned: a tombstone must be found from the key alone, also for a key never seen (ADR
     0004).
@@ -107,12 +129,13 @@ def tombstones_spec(contract: type[Contract]) -> TableSpec:
     fields = [pa.field(name, rows.field(name).type, nullable=False) for name in contract.key]
     return TableSpec(
         f"{contract.table}_tombstones",
-        pa.schema([*fields, *LAKE_COLUMNS]),
+        with_former_names(pa.schema([*fields, *LAKE_COLUMNS]), contract),
         contract.key,
         (),
         {},
         # All a tombstone says is its place: of two at one version the later one stands.
         content=(POSITION,),
+        words=f"Freshet's own: deletes that won in {contract.table}, and patches without a row",
     )
 
 
@@ -126,6 +149,8 @@ def iceberg_type(arrow: pa.DataType) -> IcebergType:
         pa.string(): StringType(),
         pa.int32(): IntegerType(),
         pa.int64(): LongType(),
+        pa.float32(): FloatType(),
+        pa.float64(): DoubleType(),
         pa.date32(): DateType(),
         pa.bool_(): BooleanType(),
     }

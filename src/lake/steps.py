@@ -18,6 +18,7 @@ class Step(StrEnum):
     TOMBSTONES_COMMITTED = "tombstones_committed"
     ROWS_COMMITTED = "rows_committed"
     VALIDATED = "validated"
+    RECORDED = "recorded"
 
 
 OnStep = Callable[[Step], None]

@@ -238,10 +238,11 @@ class Vacuum:
         done = []
         for at, name in enumerate(names):
             progress(f"{name}: looking for files that nothing needs")
-            done.append(self._turn(name, _share(left_s, len(names) - at), dry_run=dry_run))
+            done.append(self.turn(name, share(left_s, len(names) - at), dry_run=dry_run))
         return done
 
-    def _turn(self, name: str, left_s: Callable[[], float], *, dry_run: bool) -> Vacuumed:
+    def turn(self, name: str, left_s: Callable[[], float], *, dry_run: bool) -> Vacuumed:
+        """Vacuum one Iceberg table; see `run`."""
         try:
             return self._clean(name, left_s, dry_run=dry_run)
         except _OutOfTime:
@@ -415,7 +416,7 @@ def _readable(name: str) -> Iterator[None]:
         raise UnsafeTableError(name, detail) from error
 
 
-def _share(left_s: Callable[[], float], parts: int) -> Callable[[], float]:
+def share(left_s: Callable[[], float], parts: int) -> Callable[[], float]:
     """The time left to the first of `parts` that share what there is."""
     reserved = left_s() * (1 - 1 / parts)
     return lambda: left_s() - reserved

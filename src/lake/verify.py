@@ -8,21 +8,24 @@ through the plain-dict model, and the two must agree.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from freshet.arrow import POSITION, VERSION
+from freshet.arrow import PATCHES, POSITION, VERSION
 from freshet.contract import Contract
 from freshet.event import json_row, key_text
-from freshet.model import ModelChange, supersedes
+from freshet.model import ModelChange, current_state
 from freshet.receipt import Receipt
 from lake.lake import Lake
-from lake.log import CHANGE_LOG
+from lake.log import CHANGE_LOG, QUARANTINE
+from lake.prune import NO_ROW, pruned_before
 from lake.spec import partition_values
 from lake.table import KeyedTable, View
+from lake.tombstones import floor_of
 
 Progress = Callable[[str], None]
 # Enough to see what is wrong; a broken table could have millions.
@@ -31,12 +34,16 @@ FINDINGS_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One law checked on one table: how much was looked at, and what contradicts the law."""
+    """One law checked on one table: how much was looked at, and what contradicts the law.
+
+    `notes` are no contradictions: what waits, and how it goes on.
+    """
 
     table: str
     law: str
     checked: int
     findings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -52,14 +59,14 @@ def verify_table(
     progress(f"{contract.table}: reading rows and tombstones")
     rows_view, tombstones_view = current.rows.view(), current.tombstones.view()
     rows = _rows(current.rows, rows_view, contract)
-    tombstones = _tombstones(current.tombstones.read_all(tombstones_view), contract)
+    graves = _graves(current.tombstones.read_all(tombstones_view), contract, tombstones_view)
     progress(f"{contract.table}: replaying the log through the model")
     expected = _replay(lake, contract)
     return [
         _one_home(contract, rows),
-        _buried(contract, rows.state, tombstones),
+        _buried(contract, rows.state, graves),
         _receipts(contract, rows_view),
-        _equals(contract, rows.state, tombstones, expected),
+        _equals(contract, rows.state, graves, expected, _pruned(lake, contract, tombstones_view)),
     ]
 
 
@@ -86,43 +93,111 @@ def _rows(table: KeyedTable, view: View, contract: type[Contract]) -> _Rows:
     return _Rows(state, twice, misplaced)
 
 
-def _tombstones(table: pa.Table, contract: type[Contract]) -> dict[str, tuple[int, str]]:
-    return {key_text(contract, row): (row[VERSION], row[POSITION]) for row in table.to_pylist()}
+@dataclass(frozen=True, slots=True)
+class _Tombstone:
+    version: int
+    position: str
+    waiting: dict[str, Any]
+    """Columns of patches newer than the delete and any truncation, which wait for a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Graves:
+    """What keeps rows from coming back: a tombstone of each deleted key, and the last truncation.
+
+    A key that has none is as one deleted before everything.
+    """
+
+    tombstones: dict[str, _Tombstone]
+    floor: tuple[int, str]
+
+    def of(self, key: str) -> _Tombstone:
+        return self.tombstones.get(key, _Tombstone(0, "", {}))
+
+
+def _graves(table: pa.Table, contract: type[Contract], view: View) -> _Graves:
+    floor = floor_of(view)
+    dead = {key_text(contract, row): _tombstone(row, floor) for row in table.to_pylist()}
+    return _Graves(dead, floor)
+
+
+def _tombstone(row: dict[str, Any], floor: tuple[int, str]) -> _Tombstone:
+    patches = json.loads(row[PATCHES]) if row[PATCHES] else {}
+    ended = max(floor, (row[VERSION], row[POSITION]))
+    waiting = {
+        column: value
+        for column, (version, position, value) in patches.items()
+        if (version, position) > ended
+    }
+    return _Tombstone(row[VERSION], row[POSITION], waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pruned:
+    """What the tables may lack because it was pruned: tombstones of deletes at these places, and
+    columns of patches that went to the quarantine, by key.
+    """
+
+    places: frozenset[str] = frozenset()
+    columns: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, key: str) -> frozenset[str]:
+        return self.columns.get(key, frozenset())
+
+
+def _pruned(lake: Lake, contract: type[Contract], view: View) -> _Pruned:
+    before = pruned_before(view)
+    if before is None:
+        return _Pruned()
+    places: set[str] = set()
+    for part in lake.log(CHANGE_LOG, contract.table, ["position", "arrived_at"]):
+        places.update(part.filter(pc.less(part.column("arrived_at"), before))[0].to_pylist())
+    columns: dict[str, frozenset[str]] = {}
+    for part in lake.log(QUARANTINE, contract.table, ["reason", "data"]):
+        for line in part.filter(pc.equal(part.column("reason"), NO_ROW)).to_pylist():
+            event = json.loads(line["data"])
+            key = key_text(contract, event["key"])
+            columns[key] = columns.get(key, frozenset()) | event["patch"].keys()
+    return _Pruned(frozenset(places), columns)
 
 
 def _replay(lake: Lake, contract: type[Contract]) -> dict[str, ModelChange]:
-    """The winner of every key in the log; the model's `after` is canonical JSON text here."""
-    winners: dict[str, ModelChange] = {}
-    for change in _logged(lake, contract):
-        if supersedes(change, winners.get(str(change.key))):
-            winners[str(change.key)] = change
-    return winners
+    """What every key in the log comes to; the model's values are JSON's here."""
+    states = current_state(_logged(lake, contract))
+    return {str(key): state for key, state in states.items()}
 
 
 def _logged(lake: Lake, contract: type[Contract]) -> Iterator[ModelChange]:
     """Every logged change in stream order, so that ties fall as they fell."""
-    columns = ["key", "version", "position", "after"]
-    parts = [part.select(columns) for part in lake.log(CHANGE_LOG, contract.table)]
+    columns = ["key", "version", "position", "after", "patch"]
+    parts = list(lake.log(CHANGE_LOG, contract.table, columns))
     if not parts:
         return
     for part in pa.concat_tables(parts).sort_by("position").to_batches():
         for row in part.to_pylist():
-            after = None if row["after"] is None else {"row": _canonical(json.loads(row["after"]))}
-            yield ModelChange(row["key"], row["version"], row["position"], after)
+            # A null of a row says as little as a column that is not there; a patch's erases.
+            after = None if row["after"] is None else _present(json.loads(row["after"]))
+            patch = None if row["patch"] is None else json.loads(row["patch"])
+            yield ModelChange(row["key"], row["version"], row["position"], after, patch)
 
 
-def _canonical(row: dict[str, Any]) -> str:
-    """A row as one text. A null is left out: older events lack columns that came later."""
-    present = {column: value for column, value in row.items() if value is not None}
-    return json.dumps(present, sort_keys=True, ensure_ascii=False)
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without nulls: older events lack columns that came later."""
+    return {column: value for column, value in row.items() if value is not None}
 
 
-def _differing(one: str, other: str) -> str:
-    """The columns in which two canonical rows differ."""
+def _canonical(row: Mapping[str, Any]) -> str:
+    """The lake's own columns and nulls left out, a row as one text."""
+    told = {column: value for column, value in row.items() if not column.startswith("_")}
+    return json.dumps(_present(told), sort_keys=True, ensure_ascii=False)
+
+
+def _differing(one: str, other: str, excused: frozenset[str]) -> str:
+    """The columns in which two canonical rows differ, but for those excused."""
     left, right = json.loads(one), json.loads(other)
     return ", ".join(
         column
-        for column in sorted(left.keys() | right.keys())
+        for column in sorted((left.keys() | right.keys()) - excused)
         if left.get(column) != right.get(column)
     )
 
@@ -137,16 +212,19 @@ def _one_home(contract: type[Contract], rows: _Rows) -> Check:
 
 
 def _buried(
-    contract: type[Contract],
-    rows: dict[str, tuple[int, str, str]],
-    tombstones: dict[str, tuple[int, str]],
+    contract: type[Contract], rows: dict[str, tuple[int, str, str]], graves: _Graves
 ) -> Check:
     findings = [
-        f"{key} lives at version {rows[key][0]} under a tombstone of version {version}"
-        for key, (version, position) in tombstones.items()
-        if key in rows and rows[key][:2] < (version, position)
+        f"{key} lives at version {rows[key][0]} under a tombstone of version {dead.version}"
+        for key, dead in graves.tombstones.items()
+        if key in rows and rows[key][:2] < (dead.version, dead.position)
     ]
-    return _check(contract, "L1 no row under a newer tombstone", len(tombstones), findings)
+    findings += [
+        f"{key} lives at version {row[0]} under the truncation of version {graves.floor[0]}"
+        for key, row in rows.items()
+        if row[:2] < graves.floor
+    ]
+    return _check(contract, "L1 no row under a newer tombstone", len(graves.tombstones), findings)
 
 
 def _receipts(contract: type[Contract], view: View) -> Check:
@@ -193,31 +271,59 @@ def _records(snapshot: Any) -> int:
 def _equals(
     contract: type[Contract],
     rows: dict[str, tuple[int, str, str]],
-    tombstones: dict[str, tuple[int, str]],
+    graves: _Graves,
     expected: dict[str, ModelChange],
+    pruned: _Pruned,
 ) -> Check:
     findings = [
         f"{key} is in the table but not in the log" for key in rows.keys() - expected.keys()
     ]
     for key, change in expected.items():
-        finding = _difference(change, rows.get(key), tombstones.get(key, (0, ""))[0])
+        finding = _difference(change, rows.get(key), graves.of(key), graves.floor, pruned)
         if finding:
             findings.append(f"{key} {finding}")
     return _check(contract, "L1 the log replayed equals the table", len(expected), findings)
 
 
-def _difference(change: ModelChange, row: tuple[int, str, str] | None, buried: int) -> str | None:
-    """How a key's row or tombstone contradicts its winning change, None where it does not."""
+def _difference(
+    change: ModelChange,
+    row: tuple[int, str, str] | None,
+    dead: _Tombstone,
+    floor: tuple[int, str],
+    pruned: _Pruned,
+) -> str | None:
+    """How a key's row or tombstone contradicts what it comes to, None where it does not."""
     if change.after is None:
-        if row is not None:
-            return f"was deleted at version {change.version} but has a row"
-        if buried < change.version:
-            return f"was deleted at version {change.version}: no tombstone"
-        return None
+        return _difference_of_dead(change, row, dead, floor, pruned)
     if row is None:
         return f"is missing: version {change.version} is in the log"
     version, _, content = row
     if version != change.version:
         return f"shows version {version}, the log says {change.version}"
-    columns = _differing(content, change.after["row"])
+    columns = _differing(content, _canonical(change.after), pruned.of(str(change.key)))
     return f"differs from the log at version {version} in {columns}" if columns else None
+
+
+def _difference_of_dead(
+    change: ModelChange,
+    row: tuple[int, str, str] | None,
+    dead: _Tombstone,
+    floor: tuple[int, str],
+    pruned: _Pruned,
+) -> str | None:
+    if row is not None:
+        told = f"was deleted at version {change.version}" if change.version else "only had patches"
+        return f"{told} but has a row"
+    if max(dead.version, floor[0]) < change.version and change.position not in pruned.places:
+        return f"was deleted at version {change.version}: no tombstone"
+    wanted = change.patch or {}
+    if dead.waiting != wanted:
+        columns = ", ".join(
+            column
+            for column in sorted(dead.waiting.keys() | wanted.keys())
+            if dead.waiting.get(column, ...) != wanted.get(column, ...)
+            and (column in dead.waiting or column not in pruned.of(str(change.key)))
+        )
+        if columns:
+            return f"waits for its row with other patches than the log's: {columns}"
+    return None

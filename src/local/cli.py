@@ -15,24 +15,36 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from freshet.clock import utc_now
 from freshet.contract import Contract
-from freshet.errors import FreshetError, RejectedError, UnknownTableError
+from freshet.errors import FreshetError, RejectedError
 from freshet.event import key_text, parse_key_text
 from freshet.tables import TABLES
-from local import source_commands
+from local import (
+    contract_commands,
+    docs_commands,
+    erase_commands,
+    gold_commands,
+    maintain_commands,
+    quarantine_commands,
+    query_commands,
+    redshift_commands,
+    replay_commands,
+    source_commands,
+    time_commands,
+    verify_commands,
+)
 from local.clouds import Where
-from local.options import DEFAULT_HOME, Failed, HomeOption, JsonOption
+from local.options import DEFAULT_HOME, Failed, HomeOption, JsonOption, contract_named
 from local.options import cloud_of as _cloud
 from local.output import Format, plain, print_json, print_rows, say, talk
-from local.runtime import SOURCES, Pipeline
+from local.runtime import SOURCES, Pipeline, open_lake_here
 
 REFUSALS_SHOWN = 20
 # Into a file or pipe, progress is told every so many pages: some ten thousand rows.
@@ -52,6 +64,13 @@ app = typer.Typer(
 )
 
 app.add_typer(source_commands.app, name="source")
+app.add_typer(quarantine_commands.app, name="quarantine")
+app.add_typer(gold_commands.app, name="gold")
+app.add_typer(replay_commands.app)
+app.add_typer(time_commands.app)
+app.add_typer(contract_commands.app, name="contracts")
+app.add_typer(docs_commands.app, name="docs")
+app.add_typer(redshift_commands.app, name="redshift")
 TABLE_NAMES = ", ".join(TABLES.names)
 
 
@@ -135,6 +154,12 @@ def up(
         list[str] | None,
         typer.Option(metavar="SOURCE=URL", help="Where a source is, if not at its usual place."),
     ] = None,
+    gold: Annotated[
+        int,
+        typer.Option(
+            metavar="HOURS", help="Renew the heavy gold views this often; 0 never.", min=0, max=8760
+        ),
+    ] = 24,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Run the pipeline until Ctrl-C: HTTP in, tables out."""
@@ -154,8 +179,10 @@ def up(
         print_rows(("what", "where"), places, Format.TABLE)
         sys.stdout.flush()
         say("running; stop with Ctrl-C")
-        _watch(pipeline, stop)
-        say("stopping")
+        every = timedelta(hours=gold)
+        with gold_commands.renewing(open_lake_here, every) if gold else nullcontext():
+            _watch(pipeline, stop)
+            say("stopping")
 
 
 def _watch(pipeline: Pipeline, stop: threading.Event) -> None:
@@ -258,7 +285,7 @@ def send(
     """
     from local.sending import Sent, batches, event_lines
 
-    _contract(table)  # a typo should not start a pipeline
+    contract_named(table)  # a typo should not start a pipeline
     total, index = Sent(), 0
     with _content(file) as content, _cloud(context, home).sender() as sender:
         for batch in batches(event_lines(content)):
@@ -407,33 +434,10 @@ def _tell_reconciled(found: Any) -> None:
     say(f"{found.listed:,} rows listed, {found.stored:,} in {found.table}{healed}")
 
 
-@app.command(
+app.command(
     epilog='Example: freshet query "SELECT count(*) AS sales FROM sales"',
-    short_help="Ask the lake in SQL.",
-)
-def query(
-    context: typer.Context,
-    *,
-    sql: Annotated[str, typer.Argument(help="SQL (DuckDB); `-` reads it from standard input.")],
-    output: Annotated[
-        Format, typer.Option("--format", "-f", help="How to print rows.")
-    ] = Format.TABLE,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    home: HomeOption = DEFAULT_HOME,
-) -> None:
-    """Ask the current state, the tombstones, the change log and the quarantine in SQL.
-
-    `freshet query "SHOW TABLES"` names what there is, `"DESCRIBE sales"` a table's columns.
-    """
-    from local.sql import ask, connect
-
-    text = sys.stdin.read() if sql == "-" else sql
-    if not text.strip():
-        raise typer.BadParameter("there is no SQL to run")
-    with _cloud(context, home).lake() as (lake, access):
-        columns, rows = ask(connect(lake, access), text)
-    if columns:  # a statement such as COPY answers nothing
-        print_rows(columns, rows, Format.JSON if as_json else output)
+    short_help="Ask the lake in SQL, as it is or was.",
+)(query_commands.query)
 
 
 @app.command(
@@ -485,7 +489,7 @@ def why(
     """
     from lake.history import why as story
 
-    contract = _contract(table)
+    contract = contract_named(table)
     canonical = _key(contract, key)
     with _cloud(context, home).lake() as (lake, _):
         chapters = story(lake, table, canonical)
@@ -513,108 +517,19 @@ def _plain(event: dict[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in event.items()}
 
 
-@app.command(
+app.command(
     epilog="Example: freshet verify sales", short_help="Check the laws on the lake itself."
-)
-def verify(
-    context: typer.Context,
-    *,
-    table: Annotated[list[str] | None, typer.Argument(help="Tables; default: all.")] = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Check the laws on the lake itself: keys, tombstones, receipts, and the log replayed."""
-    from lake.verify import verify_table
-
-    contracts = [_contract(name) for name in table] if table else list(TABLES)
-    # What is in flight is in the log and not yet in a table: no verdict on a moving lake.
-    place = _cloud(context, home)
-    place.be_at_rest()
-    with place.lake() as (lake, _):
-        checks = [
-            check for contract in contracts for check in verify_table(lake, contract, progress=say)
-        ]
-    _tell_checks(checks, as_json=as_json)
-    if not all(check.holds for check in checks):
-        raise Failed("the lake breaks a law; `freshet why TABLE KEY` tells a key's story")
+)(verify_commands.verify)
+app.command(
+    epilog="Example: freshet erase sales 536365-1 --dry-run",
+    short_help="Erase what is held of a person.",
+)(erase_commands.erase)
 
 
-def _tell_checks(checks: Sequence[Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            [
-                {
-                    "table": check.table,
-                    "law": check.law,
-                    "checked": check.checked,
-                    "holds": check.holds,
-                    "findings": list(check.findings),
-                }
-                for check in checks
-            ]
-        )
-        return
-    rows = [(c.table, c.law, c.checked, "holds" if c.holds else "BROKEN") for c in checks]
-    print_rows(("table", "law", "checked", "verdict"), rows, Format.TABLE)
-    for check in checks:
-        for finding in check.findings:
-            say(f"{check.table}: {finding}")
-
-
-@app.command(
+app.command(
     epilog="Example: freshet maintain sales --dry-run",
-    short_help="Delete files that nothing needs any more.",
-)
-def maintain(
-    context: typer.Context,
-    *,
-    table: Annotated[list[str] | None, typer.Argument(help="Tables; default: all.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")
-    ] = False,
-    grace_hours: Annotated[
-        int,
-        typer.Option(help="How long a file stays once nothing needs it.", min=1, max=8784),
-    ] = 24,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Delete files that nothing needs any more: replaced ones, and those of dead commits.
-
-    One run sees a file, a run an hour later knows that nothing will need it again, and one after
-    the grace deletes it. Safe beside a running `freshet up`, and for whoever reads meanwhile.
-    """
-    from lake.vacuum import Outcome
-
-    contracts = [_contract(name) for name in table] if table else list(TABLES)
-    place = _cloud(context, home)
-    place.home("maintain")  # a deployed lake has a function for that
-    with place.lake() as (lake, _):
-        vacuum = lake.vacuum(now=utc_now, grace=timedelta(hours=grace_hours))
-        done = vacuum.run(contracts, dry_run=dry_run, progress=say)
-    _tell_vacuumed([one.to_json() for one in done], as_json=as_json)
-    refused = [one.table for one in done if one.outcome is Outcome.REFUSED]
-    if refused:
-        raise Failed(f"refused to delete files of {', '.join(refused)}: the lines above say why")
-
-
-def _tell_vacuumed(done: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        print_json(done)
-        return
-    shown = ("table", "outcome", "listed", "referenced", "waiting", "deleted", "left")
-    print_rows(shown, [[one[name] for name in shown] for one in done], Format.TABLE)
-    for one in done:
-        if one["detail"]:
-            say(f"{one['table']}: {one['detail']}")
-
-
-def _contract(table: str) -> type[Contract]:
-    """The contract of a table named on the command line."""
-    try:
-        return TABLES[table]
-    except UnknownTableError as error:
-        raise typer.BadParameter(str(error)) from None
+    short_help="Keep tables small; free what nothing needs.",
+)(maintain_commands.maintain)
 
 
 def _key(contract: type[Contract], text: str) -> str:

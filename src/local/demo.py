@@ -37,7 +37,7 @@ from freshet.stream import RECORD_EVENTS_MAX
 from local.embedded import LocalRuntimeError
 from local.mapping import Invocation, Outcome
 from local.output import talk
-from local.runtime import STREAM, Home, Pipeline, open_lake
+from local.runtime import STREAM, Home, Pipeline, open_lake, protector
 from local.sample import ECB_RATES, RETAIL_MONTH
 from local.sample.answer import Answer, compute
 from local.sample.catalogue import Catalogue
@@ -126,8 +126,15 @@ def run(home: Home, data: Path | None) -> tuple[Landed, list[Comparison], dict[s
         with _step(progress, "asking the lake with SQL"), open_lake(home) as (lake, endpoint):
             connection = connect(lake, endpoint)
             shown = _ask(connection, landed)
+            hide_customers(answer, protector().hashed)
             comparisons = list(_compare(connection, answer, shown, landed))
     return landed, comparisons, shown
+
+
+def hide_customers(answer: Answer, hashed: Callable[[str], str]) -> None:
+    """Hash the customers of the raw file: the lake never saw them."""
+    customers = answer.sales["customer_id"]
+    answer.sales["customer_id"] = customers.map(hashed, na_action="ignore")
 
 
 def _claim(home: Home) -> None:

@@ -2,7 +2,8 @@
 
 MiniStack alone writes Kinesis, bucket settings and secrets to disk only on an orderly shutdown: a
 killed process loses every acknowledged record. Here a record is in an append-only journal, and a
-setting in a state file, before its answer goes out. Writes survive the death of the process, not of
+setting in a state file, before its answer goes out. Shards split and merge without losing what
+nobody has read yet. Writes survive the death of the process, not of
 the machine (there is no fsync). Run as a script in isolated mode, because MiniStack reads its
 configuration from the environment while it is imported.
 """
@@ -34,6 +35,8 @@ GET_RECORDS_BYTES_MAX = 10 * 1024 * 1024
 ITERATOR_SWEEP_S = 30.0
 READ_ONLY_ACTIONS = ("Put", "Get", "Describe", "List", "SubscribeToShard")
 SERVICES = ("kinesis", "s3", "secretsmanager")
+# What a shard has since a split or merge closed it: nothing is put into it from there on.
+ENDED = "ending_sequence_number"
 
 Json = dict[str, Any]
 Records = dict[str, list[Json]]  # shard id -> records as MiniStack keeps them
@@ -178,9 +181,12 @@ class DurableKinesis:
         module._next_sequence_number = self._numbers.next
         module._expire_records = self._expire
         module._expire_iterators = self._sweep_iterators
-        module._split_shard = module._merge_shards = module._update_shard_count = (
-            self._refuse_resharding
-        )
+        module._split_shard = self._closing(module._split_shard, ("ShardToSplit",))
+        merged = ("ShardToMerge", "AdjacentShardToMerge")
+        module._merge_shards = self._closing(module._merge_shards, merged)
+        module._update_shard_count = self._refuse_count
+        module._route_to_shard = _open_shard_of
+        module._shard_out = _with_end(module._shard_out)
 
     def state(self) -> Json:
         """The streams without their records, which are in the journal."""
@@ -197,7 +203,9 @@ class DurableKinesis:
         self._drop_expired_segments()
         for stream in streams.values():
             for shard in stream["shards"].values():
-                self._numbers.start_after(shard["starting_sequence_number"])
+                for end in (ENDED, "starting_sequence_number"):
+                    if shard.get(end):
+                        self._numbers.start_after(shard[end])
         for arn, shards in self._journal.replay():
             for shard_id, records in shards.items():
                 self._numbers.start_after(records[-1]["SequenceNumber"])
@@ -245,15 +253,51 @@ class DurableKinesis:
                 records = stream["shards"][state["shard_id"]]["records"]
                 limit = min(request.get("Limit", 10_000), 10_000)
                 request = {**request, "Limit": _fitting(records, state["position"], limit)}
+                return self._ending(stream["shards"][state["shard_id"]], get(request))
             return get(request)
 
         return sized_get
 
+    def _ending(self, shard: Json, response: Any) -> Any:
+        """A closed shard read to its end has no next iterator."""
+        if ENDED not in shard or response[0] != 200:
+            return response
+        answer = json.loads(response[2])
+        iterator = answer["NextShardIterator"]
+        if self._module._shard_iterators[iterator]["position"] < len(shard["records"]):
+            return response
+        del self._module._shard_iterators[iterator]
+        return self._module.json_response({**answer, "NextShardIterator": None})
+
+    def _closing(self, reshard: Callable[[Json], Any], members: tuple[str, ...]) -> Any:
+        """A split or merge whose parents stay, closed, for as long as they hold records.
+
+        MiniStack drops them with what nobody has read yet.
+        """
+
+        def resharded(request: Json) -> Any:
+            _, stream = self._module._resolve_stream(request)
+            shards = stream["shards"] if stream else {}
+            names = [str(request.get(member)) for member in members]
+            parents = {name: shards[name] for name in names if name in shards}
+            if problem := _unfit(parents, len(names)):
+                return self._module.error_response_json("InvalidArgumentException", problem, 400)
+            ended = self._numbers.next()  # before the children begin
+            response = reshard(request)
+            if response[0] == 200:
+                for name, parent in parents.items():
+                    shards[name] = {**parent, ENDED: ended}
+            return response
+
+        return resharded
+
     def _expire(self, stream: Json) -> None:
         """Records are in arrival order: look at the first (MiniStack copies every list)."""
         cutoff = time.time() - stream["RetentionPeriodHours"] * 3600
-        for shard_id, shard in stream["shards"].items():
+        for shard_id, shard in list(stream["shards"].items()):
             records = shard["records"]
+            if not records and ENDED in shard and int(shard[ENDED][:20]) < cutoff * 1000:
+                del stream["shards"][shard_id]
             if records and records[0]["ApproximateArrivalTimestamp"] < cutoff:
                 count = bisect_left(records, cutoff, key=lambda r: r["ApproximateArrivalTimestamp"])
                 del records[:count]
@@ -271,12 +315,46 @@ class DurableKinesis:
             self._swept_at = now
             self._expire_iterators()
 
-    def _refuse_resharding(self, _request: Json) -> Any:
+    def _refuse_count(self, _request: Json) -> Any:
         return self._module.error_response_json(
             "UnsupportedOperation",
-            "The embedded stream does not reshard (MiniStack would lose its unread records).",
+            "The embedded stream takes no new count (MiniStack would lose its unread records): "
+            "split and merge shards instead.",
             400,
         )
+
+
+def _unfit(parents: Json, wanted: int) -> str | None:
+    """Why shards cannot be split or merged; None where they can, or where MiniStack says why."""
+    if any(ENDED in parent for parent in parents.values()):
+        return "A shard that is closed cannot be split or merged."
+    if wanted == 2 and len(parents) == 2:
+        low, high = sorted(parents.values(), key=lambda one: int(one["starting_hash_key"]))
+        if int(low["ending_hash_key"]) + 1 != int(high["starting_hash_key"]):
+            return "The shards are not adjacent."
+    return None
+
+
+def _open_shard_of(hash_key: int, stream: Json) -> str:
+    """The open shard whose range holds a hash key: open ones cover all of them."""
+    return next(
+        str(name)
+        for name, shard in stream["shards"].items()
+        if ENDED not in shard
+        and int(shard["starting_hash_key"]) <= hash_key <= int(shard["ending_hash_key"])
+    )
+
+
+def _with_end(shard_out: Callable[[str, Json], Json]) -> Callable[[str, Json], Json]:
+    """Tell of a closed shard where it ended: by that, clients know that it is closed."""
+
+    def ended_shard_out(shard_id: str, shard: Json) -> Json:
+        told = shard_out(shard_id, shard)
+        if ENDED in shard:
+            told["SequenceNumberRange"]["EndingSequenceNumber"] = shard[ENDED]
+        return told
+
+    return ended_shard_out
 
 
 def _fitting(records: list[Json], position: int, limit: int) -> int:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from freshet.contract import Contract
+from freshet.errors import UnknownTableError
+from freshet.tables import TABLES
 from local.clouds import Cloud, cloud
 
 DEFAULT_HOME = Path(".freshet")
@@ -20,6 +23,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 class Failed(Exception):  # noqa: N818 - a verdict, not an error
     """The command did its work and the answer is no."""
+
+
+def contract_named(table: str) -> type[Contract]:
+    """The contract of a table named on the command line. Raises `typer.BadParameter`."""
+    try:
+        return TABLES[table]
+    except UnknownTableError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def cloud_of(context: typer.Context, home: Path) -> Cloud:

@@ -25,6 +25,7 @@ from freshet.contract import (
     Integer,
     Money,
     PartitionField,
+    Real,
     Registry,
     Text,
     Timestamp,
@@ -220,6 +221,7 @@ _CONVERSIONS: Mapping[type, Mapping[Kind, dict[str, Any]]] = {
     | {kind: {"as": "text"} for kind in (Kind.INTEGER, Kind.UNIX, Kind.UNIX_MS)},
     Integer: {Kind.INTEGER: {}, Kind.DIGITS: {"as": "integer"}},
     Money: {kind: {} for kind in (Kind.NUMBER, Kind.INTEGER, Kind.NUMERIC, Kind.DIGITS)},
+    Real: {kind: {} for kind in (Kind.NUMBER, Kind.INTEGER)},
     Flag: {Kind.FLAG: {}},
     Timestamp: {
         Kind.TIME: {},
@@ -313,7 +315,7 @@ def _column_name(member: Member, table: str) -> str:
 
 
 _PYTHON: Mapping[type, type] = {
-    Text: str, Integer: int, Money: Decimal, Timestamp: datetime, Day: date, Flag: bool
+    Text: str, Integer: int, Real: float, Money: Decimal, Timestamp: datetime, Day: date, Flag: bool
 }  # fmt: skip
 
 

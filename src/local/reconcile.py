@@ -23,16 +23,18 @@ from pyiceberg.typedef import Record
 from api_poller.changes import Change, Skipped, events_of, guarded
 from api_poller.poll import PUBLISH_EVENTS_MAX, Source
 from api_poller.state import StateStore
-from freshet.arrow import POSITION, VERSION, contract_schema
+from freshet.arrow import PATCHES, POSITION, VERSION, contract_schema
 from freshet.clock import Now, VersionClock, utc_now
 from freshet.contract import Contract, Row
 from freshet.errors import RejectedError, TerminalError, TransientError
 from freshet.event import Op, check_future, json_value, key_text
+from freshet.patch import patches_of
 from freshet.stream import ChangeStream
 from lake.lake import Lake
 from lake.log import CHANGE_LOG
 from lake.spec import partition_values
 from lake.table import View
+from lake.tombstones import floor_of
 from local.differences import (
     Difference,
     Differences,
@@ -222,8 +224,13 @@ def _stored(table: Any, view: View, contract: type[Contract]) -> Iterator[Stored
     for partition, part in table.read_files(view):
         name = _partition_name(view, partition)
         for row in part.to_pylist():
-            version, position = row.pop(VERSION), row.pop(POSITION)
+            position, version = row.pop(POSITION), _beaten_by(row.pop(VERSION), row.pop(PATCHES))
             yield StoredRow(key_text(contract, row), row, version, position, name)
+
+
+def _beaten_by(version: int, patches: str | None) -> int:
+    """The version that a change of the whole row must pass: the row's, or its newest column's."""
+    return max([version, *(patch.version for patch in patches_of(patches).values())])
 
 
 def _partition_name(view: View, partition: Sequence[Any]) -> str:
@@ -349,8 +356,14 @@ def _greatest_version(lake: Lake, contract: type[Contract], found: Differences) 
     versions = [row.version for row in (*found.different, *found.extra)]
     if found.missing:
         dead = lake.current(contract.table).tombstones
-        rows = dead.read_all(dead.view()).to_pylist()
-        versions += [row[VERSION] for row in rows if key_text(contract, row) in found.missing]
+        view = dead.view()
+        missing = [
+            row
+            for row in dead.read_all(view).to_pylist()
+            if key_text(contract, row) in found.missing
+        ]
+        versions += [floor_of(view)[0]]
+        versions += [_beaten_by(row[VERSION], row[PATCHES]) for row in missing]
     return max(versions, default=0)
 
 

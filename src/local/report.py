@@ -77,7 +77,8 @@ def _history(shown: dict[str, Any]) -> None:
     now = {sku: (title, price) for sku, title, price in shown["products"]}
     if not prices.keys() & now.keys():
         return
-    sku = max(prices.keys() & now.keys(), key=lambda code: (_is_goods(code), len(prices[code])))
+    known = sorted(prices.keys() & now.keys())  # of several the first, or every run told of another
+    sku = max(known, key=lambda code: (_is_goods(code), len(prices[code])))
     title, price = now[sku]
     _section(
         f"Price of {sku} ({title}): {plain(price)} GBP now; its history",

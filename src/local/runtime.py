@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from freshet.pii import Protector
 from freshet.tables import TABLES
 from local.delivery import ENDLESS, MappingSettings
 from local.embedded import HOST, EmbeddedAws, LocalRuntimeError
@@ -39,6 +41,7 @@ from local.scheduler import Schedule, Scheduler
 from local.shards import KinesisShards
 
 STREAM = "freshet"
+PII_SECRET = "freshet/pii-key"  # noqa: S105 - its name
 # As the poller's setting of that name: where sources are declared, beside the packages by default.
 SOURCES_FOLDER = Path(os.environ.get("SOURCES_FOLDER") or Path(__file__).parents[1] / "sources")
 SOURCES = tuple(sorted(path.stem for path in SOURCES_FOLDER.glob("*.yaml")))
@@ -236,6 +239,7 @@ def function_environment(
         **sources,
         "STREAM_NAME": STREAM,
         "STATE_BUCKET": STATE_BUCKET,
+        "PII_SECRET_ARN": PII_SECRET,
         "ALLOW_LOOPBACK": "true",  # sample servers
         "LAKE_BUCKET": LAKE_BUCKET,
         "LAKE_PREFIX": LAKE_PREFIX,
@@ -265,8 +269,18 @@ def local_aws(home: Home, sources: Mapping[str, str] | None = None) -> Iterator[
         aws.ensure_stream(STREAM, SHARDS)
         for bucket in (LAKE_BUCKET, STATE_BUCKET, FAILURES_BUCKET):
             aws.ensure_bucket(bucket)
+        ensure_pii_key(aws)
         os.environ.update(function_environment(aws.environment(), home, sources or {}))
         yield aws
+
+
+def ensure_pii_key(aws: Aws) -> None:
+    """Make the key that personal data is hashed with, once: values hashed with another one would
+    join with none of the old.
+    """
+    client = aws.client("secretsmanager")
+    with suppress(client.exceptions.ResourceExistsException):
+        client.create_secret(Name=PII_SECRET, SecretString=secrets.token_hex(32))
 
 
 @contextmanager
@@ -524,18 +538,34 @@ def _point_functions_at(owner: Addresses, home: Home, sources: Mapping[str, str]
 @contextmanager
 def open_lake(home: Home) -> Iterator[tuple[Any, LakeAccess]]:
     """A home's lake for reading, and how to reach its objects."""
-    with reading(home):
-        import boto3
+    with reading(home), open_lake_here() as opened:
+        yield opened
 
-        from lake.opening import open_lake as opened
-        from lake.settings import LakeSettings
 
-        settings = LakeSettings.from_env()
-        lake = opened(settings, TABLES, boto3.client)
-        try:
-            yield lake, _access(settings.root)
-        finally:
-            lake.close()
+@contextmanager
+def open_lake_here() -> Iterator[tuple[Any, LakeAccess]]:
+    """As `open_lake`, of the AWS that the environment leads to, as it does while a `Pipeline` runs.
+
+    Safe for a thread beside the pipeline's own: it changes no variable and shares no session.
+    """
+    import boto3
+
+    from lake.opening import open_lake as opened
+    from lake.settings import LakeSettings
+
+    settings = LakeSettings.from_env()
+    lake = opened(settings, TABLES, boto3.session.Session().client)
+    try:
+        yield lake, _access(settings.root)
+    finally:
+        lake.close()
+
+
+def protector() -> Protector:
+    """What hashes personal data with the key of the AWS that the environment leads to."""
+    from freshet.secret import open_protector
+
+    return open_protector(os.environ["PII_SECRET_ARN"], TABLES)
 
 
 def _access(root: str) -> LakeAccess:

@@ -1,7 +1,7 @@
 """Reading a stream shard by shard: the port an event source mapping needs, and its two adapters.
 
-`KinesisShards` reads any Kinesis endpoint through boto3. `InMemoryShards` is a stream that can
-split and merge, which the embedded one cannot; one contract suite holds both to the same promises.
+`KinesisShards` reads any Kinesis endpoint through boto3. `InMemoryShards` is a stream without one;
+one contract suite holds both to the same promises.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ what Athena shows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ from urllib.parse import urlsplit
 
 import duckdb
 import pyarrow as pa
+from pyiceberg.schema import Schema
 
+from freshet.arrow import former_names
 from freshet.errors import TerminalError
 from freshet.tables import TABLES
 from lake.lake import Lake
-from lake.log import CHANGE_LOG, CHANGE_LOG_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA
+from lake.log import CHANGE_LOG, LOGS, QUARANTINE, LogShape
+from lake.spec import rows_spec
+from local.gold import load_views
+from local.gold_files import Materialised, materialised
 from local.runtime import LakeAccess
 
-LOG_SCHEMAS = {CHANGE_LOG: CHANGE_LOG_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA}
 _SHAPES = "freshet_shapes"  # a schema of its own keeps them out of SHOW TABLES
 LOG_FOLDERS = {"table_name": pa.string(), "ingest_date": pa.date32()}
-# Portable SQL, one view a file, named as its file: `sql/gold` of a checkout, `gold` in the wheel.
-_CHECKOUT, _PACKAGED = Path(__file__).parents[2] / "sql" / "gold", Path(__file__).parent / "gold"
-GOLD = _CHECKOUT if _CHECKOUT.is_dir() else _PACKAGED
 
 
 class QueryError(TerminalError):
@@ -45,21 +47,51 @@ def connect(lake: Lake, access: LakeAccess) -> duckdb.DuckDBPyConnection:
     connection.execute(f"LOAD '{_extension('httpfs')}'")
     connection.execute(_secret(access))
     connection.execute("SET TimeZone = 'UTC'")
+    # Every view over a log reads the footers of its files: once a connection is enough.
+    connection.execute("SET parquet_metadata_cache = true")
     connection.execute(f"CREATE SCHEMA {_SHAPES}")
     for contract in TABLES:
         current = lake.current(contract.table)
         for table in (current.rows, current.tombstones):
             _table_view(connection, table)
-    for log, schema in LOG_SCHEMAS.items():
-        _log_view(connection, f"{access.root}/{log}", log, schema)
-    create_gold_views(connection)
+    create_log_views(connection, access.root)
+    create_gold_views(connection, materialised(connection, access.root))
     return connection
 
 
-def create_gold_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make a view of every file of `GOLD`, over the tables that the connection has."""
-    for path in sorted(GOLD.glob("*.sql")):
-        connection.execute(f'CREATE VIEW "{path.stem}" AS {path.read_text()}')
+def empty_lake(*, gold: bool = True) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection in which everything is there as in `connect`, and nothing in it."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(f"CREATE SCHEMA {_SHAPES}")
+    for contract in TABLES:
+        _view(connection, contract.table, rows_spec(contract).schema, None)
+    for log, shape in LOGS.items():
+        _view(connection, log, _with_folders(shape), None)
+    if gold:
+        create_gold_views(connection)
+    return connection
+
+
+def create_log_views(connection: duckdb.DuckDBPyConnection, root: str) -> None:
+    """Make a view of every log below `root`."""
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SHAPES}")
+    for log, shape in LOGS.items():
+        _log_view(connection, f"{root}/{log}", log, shape)
+
+
+def create_gold_views(
+    connection: duckdb.DuckDBPyConnection, files: Mapping[str, Materialised] | None = None
+) -> None:
+    """Make every gold view, over the tables that the connection has, or over its own files where it
+    is heavy and was materialised from the same query.
+    """
+    for view in load_views():
+        held = (files or {}).get(view.name)
+        if held is not None and held.answers(view):
+            held.show(connection, view)
+        else:
+            connection.execute(f'CREATE VIEW "{view.name}" AS {view.sql}')
 
 
 def _secret(access: LakeAccess) -> str:
@@ -81,7 +113,9 @@ def _secret(access: LakeAccess) -> str:
 
 
 # A batch cut differently when it was redelivered is logged under another name: a line counts once.
-_ONCE = "QUALIFY row_number() OVER (PARTITION BY shard_id, position) = 1"
+# Its table and day do not change, and let a question for one of these read no other.
+_ONCE = "QUALIFY row_number() OVER (PARTITION BY table_name, ingest_date, shard_id, position) = 1"
+_KEEP = {CHANGE_LOG: _ONCE, QUARANTINE: _ONCE}
 
 
 def ask(
@@ -110,19 +144,43 @@ def _extension(name: str) -> Path:
 
 def _table_view(connection: duckdb.DuckDBPyConnection, table: Any) -> None:
     """A view over the files of a table's current snapshot."""
-    files = [_quoted(file.file_path) for file in table.view().files]
-    source = f"[{', '.join(files)}], union_by_name = true, hive_partitioning = false"
+    view = table.view()
+    files = [_quoted(file.file_path) for file in view.files]
+    by = "union_by_name = true"
+    if former_names(table.spec.schema):
+        by = _by_field_id(connection, view.table.schema(), table.spec.schema)
+    source = f"[{', '.join(files)}], {by}, hive_partitioning = false"
     _view(connection, table.spec.name, table.spec.schema, source if files else None)
 
 
-def _log_view(connection: duckdb.DuckDBPyConnection, root: str, log: str, schema: Any) -> None:
+def _by_field_id(connection: duckdb.DuckDBPyConnection, table: Schema, schema: pa.Schema) -> str:
+    """Columns found by field id: files older than a renaming have them under a former name."""
+    shape = connection.from_arrow(schema.empty_table())
+    columns = ", ".join(
+        f"{table.find_field(name).field_id}: "
+        f"{{name: {_quoted(name)}, type: {_quoted(str(kind))}, default_value: NULL}}"
+        for name, kind in zip(shape.columns, shape.types, strict=True)
+    )
+    return f"schema = MAP {{{columns}}}"
+
+
+def _log_view(connection: duckdb.DuckDBPyConnection, root: str, log: str, shape: LogShape) -> None:
     """A view over a log's folders, whose names are columns too."""
-    for folder, kind in LOG_FOLDERS.items():
-        schema = schema.append(pa.field(folder, kind))
     pattern = _quoted(f"{root}/**/*.parquet")
     found = connection.execute(f"SELECT count(*) FROM glob({pattern})").fetchone()
-    source = f"{pattern}, hive_partitioning = true" if found and found[0] else None
-    _view(connection, log, schema, source, keep=_ONCE)
+    # Objects written before a column was added have it not.
+    options = "hive_partitioning = true, union_by_name = true"
+    source = f"{pattern}, {options}" if found and found[0] else None
+    _view(connection, log, _with_folders(shape), source, keep=_KEEP.get(log, ""))
+
+
+def _with_folders(shape: LogShape) -> pa.Schema:
+    schema = shape.schema
+    for folder in shape.folders:
+        # A log's line may name its table itself.
+        if folder not in schema.names:
+            schema = schema.append(pa.field(folder, LOG_FOLDERS[folder]))
+    return schema
 
 
 def _view(

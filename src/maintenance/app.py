@@ -14,8 +14,9 @@ from freshet.contract import Contract, Registry
 from freshet.errors import TerminalError
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, Metric, count, logger, tracer
+from lake.maintain import Maintained, Maintenance
 from lake.opening import open_lake
-from lake.vacuum import Outcome, Vacuum, Vacuumed
+from lake.vacuum import Outcome
 from maintenance.settings import Settings
 
 Handler = Callable[[Mapping[str, Any], Any], dict[str, Any]]
@@ -59,12 +60,13 @@ def _from_environment() -> Handler:
     settings = Settings.from_env()
     client = partial(boto3.client, config=_CLIENT_CONFIG)
     lake = open_lake(settings.lake, TABLES, client)
-    return build(lake.vacuum(now=utc_now, grace=settings.grace), tables=TABLES)
+    maintenance = Maintenance(lake, now=utc_now, grace=settings.grace, horizon=settings.prune_after)
+    return build(maintenance, tables=TABLES)
 
 
-def build(vacuum: Vacuum, *, tables: Registry) -> Handler:
-    """The handler over a lake's vacuum: `{"dry_run": bool, "tables": [name, …]}`, both optional,
-    in; a report out.
+def build(maintenance: Maintenance, *, tables: Registry) -> Handler:
+    """The handler over a lake's maintenance: `{"dry_run": bool, "tables": [name, …]}` in, both
+    optional; a report out.
 
     Raises `InputError`, `UnknownTableError`, and `TablesRefusedError` after all tables had their
     turn: an invocation that failed is seen by whoever watches the function.
@@ -74,7 +76,7 @@ def build(vacuum: Vacuum, *, tables: Registry) -> Handler:
         dry_run = event.get("dry_run", False)
         if not isinstance(dry_run, bool):
             raise InputError("dry_run", dry_run)
-        done = vacuum.run(
+        done = maintenance.run(
             _chosen(event.get("tables"), tables),
             left_s=lambda: context.get_remaining_time_in_millis() / 1000 - MARGIN_S,
             dry_run=dry_run,
@@ -96,14 +98,18 @@ def _chosen(names: object, tables: Registry) -> Sequence[type[Contract]]:
     return [tables[name] for name in names]
 
 
-def _report(done: Sequence[Vacuumed], refused: Mapping[str, str]) -> None:
+def _report(done: Sequence[Maintained], refused: Mapping[str, str]) -> None:
     for one in done:
         if one.table in refused:
             logger.error(LogEvent.TABLE_REFUSED, extra=one.to_json())
         else:
             logger.info(LogEvent.TABLE_VACUUMED, extra=one.to_json())
         count(
-            {Metric.FILES_DELETED: one.deleted, Metric.FILES_WAITING: one.waiting},
+            {
+                Metric.FILES_DELETED: one.vacuumed.deleted,
+                Metric.FILES_WAITING: one.vacuumed.waiting,
+                Metric.QUARANTINED: one.tidied.quarantined,
+            },
             table=one.table,
         )
     unfinished = sum(one.outcome is Outcome.UNFINISHED for one in done)

@@ -1,13 +1,14 @@
 """Accepting: which of a request's items are change events, and what each is stamped with. Pure.
 
-An event needs little: `after`, or `op` "d" and a `key`. What its source cannot know is stamped:
-`event_id`, `version`, `source`, `accepted_at`. The outcome of each event goes back to the caller
-with the stamped values, so that what was not taken can be sent again as the very same change.
+An event needs little: `after`, or a `key` and `patch`, or a `key` and `op` "d". What its source
+cannot know is stamped: `event_id`, `version`, `source`, `accepted_at`. The outcome of each event
+goes back to the caller with the stamped values, so that what was not taken can be sent again as the
+very same change. Values are checked as they came; no accepted event holds personal data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,10 +43,19 @@ def lacks_stamp(items: Iterable[Item]) -> bool:
 
 
 def accept(
-    items: Sequence[Item], contract: type[Contract], tables: Registry, stamp: Stamp
+    items: Sequence[Item],
+    contract: type[Contract],
+    tables: Registry,
+    stamp: Stamp,
+    protect: Callable[[ChangeEvent], ChangeEvent],
 ) -> list[Decision]:
-    """The change event each item describes, or why it describes none; one decision per item."""
-    return [_decide(item, index, contract.table, tables, stamp) for index, item in enumerate(items)]
+    """The change event each item describes, without personal data, or why it describes none; one
+    decision per item.
+    """
+    decisions = (
+        _decide(item, index, contract.table, tables, stamp) for index, item in enumerate(items)
+    )
+    return [one if isinstance(one, RejectedError) else protect(one) for one in decisions]
 
 
 def _decide(item: Item, index: int, table: str, tables: Registry, stamp: Stamp) -> Decision:
@@ -66,14 +76,16 @@ def _decide(item: Item, index: int, table: str, tables: Registry, stamp: Stamp) 
 
 
 def _defaults(item: Mapping[Any, Any], index: int, table: str, stamp: Stamp) -> dict[str, Any]:
-    """What the event gets where it says nothing; a row without `op` is an upsert."""
+    """What the event gets where it says nothing; a row without `op` is an upsert, and so some of
+    its columns are an update.
+    """
     defaults: dict[str, Any] = {
         "table": table,
         "event_id": f"{stamp.id}-{index}",
         "version": stamp.version + index,
         "source": SOURCE,
     }
-    if item.get("after") is not None:
+    if item.get("after") is not None or item.get("patch") is not None:
         defaults["op"] = Op.UPDATE.value
     return defaults
 
@@ -88,10 +100,10 @@ def row_key(contract: type[Contract], text: str) -> Row:
     key = parse_key_text(contract, text)
     written = key_text(contract, key)
     if "%" in text and text not in (written, quote(written)):
+        personal = any(contract.column(column).pii for column in contract.key)
+        example = "" if personal else f": {quote(written, safe='')}"
         raise RejectedError(
-            "ambiguous_key",
-            f"percent-encode the key text for the URL: {quote(written, safe='')}",
-            field="key",
+            "ambiguous_key", f"percent-encode the key text for the URL{example}", field="key"
         )
     return key
 

@@ -25,7 +25,9 @@ from freshet.contract import Registry
 from freshet.errors import RejectedError, SettingsError, TransientError
 from freshet.kinesis import CLIENT_CONFIG, KinesisStream
 from freshet.objects import Objects
+from freshet.pii import Protector
 from freshet.s3 import S3Objects
+from freshet.secret import open_protector
 from freshet.stream import ChangeStream
 from freshet.tables import TABLES
 from freshet.telemetry import LogEvent, logger, tracer
@@ -59,7 +61,8 @@ def _composed() -> Handler:
         TABLES,
     )
     objects = S3Objects(boto3.client("s3", config=_S3_CONFIG), settings.state_bucket)
-    built = build(stream=stream, objects=objects)
+    protector = open_protector(settings.pii_secret_arn, TABLES)
+    built = build(stream=stream, objects=objects, protector=protector)
     traced: Handler = tracer.capture_lambda_handler(built, capture_response=False)
     return traced
 
@@ -69,12 +72,17 @@ def build(
     stream: ChangeStream,
     objects: Objects,
     tables: Registry = TABLES,
+    protector: Protector | None = None,
     now: Now = utc_now,
     new_id: NewId = lambda: uuid.uuid4().hex,
 ) -> Handler:
-    """The handler over these ports; safe to call from several threads, one request at a time."""
+    """The handler over these ports; safe to call from several threads, one request at a time.
+
+    Raises `SettingsError` where a table hashes and there is no `protector`.
+    """
     app = APIGatewayHttpResolver(enable_validation=True)
-    routes = Routes(app, Ports(stream, objects, tables, now, new_id))
+    protector = protector or Protector.none(tables)
+    routes = Routes(app, Ports(stream, objects, tables, protector, now, new_id))
     _add_routes(app, routes, tables)
     _add_error_answers(app)
     # Powertools keeps the current request on a class; Lambda has one at a time, a gateway may not.
@@ -91,6 +99,7 @@ def _add_routes(app: APIGatewayHttpResolver, routes: Routes, tables: Registry) -
     changes, row = "/v1/tables/<table>/changes", "/v1/tables/<table>/rows/<key>"
     app.post(changes, **openapi.changes_docs(tables))(routes.post_changes)
     app.put(row, **openapi.put_docs(tables))(routes.put_row)
+    app.patch(row, **openapi.patch_docs(tables))(routes.patch_row)
     app.delete(row, **openapi.delete_docs())(routes.delete_row)
     app.get("/v1/tables", **openapi.tables_docs())(routes.get_tables)
     app.get("/health", **openapi.health_docs())(routes.get_health)
@@ -106,7 +115,7 @@ def _add_routes(app: APIGatewayHttpResolver, routes: Routes, tables: Registry) -
     def get_openapi() -> Response[Any]:
         return Response(status_code=200, content_type=JSON, body=document())
 
-    _refuse_other_methods(app, {changes: ("POST",), row: ("PUT", "DELETE")})
+    _refuse_other_methods(app, {changes: ("POST",), row: ("PUT", "PATCH", "DELETE")})
     _refuse_other_methods(app, dict.fromkeys(("/v1/tables", "/health", "/openapi.json"), ("GET",)))
 
 
@@ -160,7 +169,9 @@ def _answer_header(error: RequestValidationError) -> Response[Any]:
 
 def _answer_transient(error: TransientError) -> Response[Any]:
     logger.error(LogEvent.REQUEST_FAILED.value, error=str(error))
-    detail = "the stream or the store did not answer in time; send it again with an Idempotency-Key"
+    detail = (
+        "a service behind this one did not answer in time; send it again with an Idempotency-Key"
+    )
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return _answer(
         ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, headers=headers)

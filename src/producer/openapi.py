@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from freshet.contract import Registry
+from freshet.contract import Contract, Registry
 from producer import answers
 from producer.problems import PROBLEM_JSON, Problem
-from producer.requests import BODY_BYTES_MAX, JSON, NDJSON, UNPACKED_BYTES_MAX
+from producer.requests import BODY_BYTES_MAX, JSON, MERGE_PATCH, NDJSON, UNPACKED_BYTES_MAX
 
 TITLE = "Freshet producer"
 API_VERSION = "1"
@@ -19,6 +19,9 @@ DESCRIPTION = f"""\
 Takes change events of declared tables, checks each against its table's contract and publishes it.
 What was accepted is merged into the table's current state; the change with the greatest version of
 a row wins, in whatever order changes arrive.
+
+Columns that a contract declares personal are hashed with the deployment's key, or dropped, before
+they reach the stream. An answer names a row by its hashed key; PATCH and DELETE take that as well.
 
 Bodies are UTF-8, plain or `Content-Encoding: gzip` or `zstd`; at most {BODY_BYTES_MAX >> 20} MiB as
 sent and {UNPACKED_BYTES_MAX >> 20} MiB unpacked. Errors are `{PROBLEM_JSON}` (RFC 9457).
@@ -45,6 +48,10 @@ CHANGE_EXAMPLES: dict[str, Any] = {
     "return": {
         "summary": "A return is an update of the sale it belongs to",
         "value": {"op": "u", "after": _RETURNED, "occurred_at": "2010-12-03T10:14:00Z"},
+    },
+    "patch": {
+        "summary": "Some columns only: the others of the row stay as they are",
+        "value": {"key": {"sale_id": "536365-1"}, "patch": {"returned_quantity": 3}},
     },
     "delete": {
         "summary": "A delete needs the key only",
@@ -110,8 +117,8 @@ def changes_docs(tables: Registry) -> dict[str, Any]:
         "operation_id": "postChanges",
         "summary": "Change rows of a table",
         "description": "Takes one event, an array of events, or one event per line, and says what "
-        "became of each. `after` is the full row; without `op` it is an upsert. A return of a sale "
-        "goes in as an update of that sale.",
+        "became of each. `after` is the full row; without `op` it is an upsert. `patch` with a "
+        "`key` changes some columns of a row. A return of a sale goes in as an update of the sale.",
         "status_code": 202,
         "openapi_extensions": {"requestBody": {"required": True, "content": _changes_body(tables)}},
         "responses": _responses(
@@ -150,6 +157,36 @@ def put_docs(tables: Registry) -> dict[str, Any]:
         "openapi_extensions": {"requestBody": {"required": True, "content": content}},
         "responses": _responses(*_ROW_ANSWERS, *_ROW_BODY_ANSWERS),
     }
+
+
+def patch_docs(tables: Registry) -> dict[str, Any]:
+    """What `PATCH /v1/tables/{table}/rows/{key}` promises."""
+    schema = {"anyOf": [_some_columns(contract) for contract in tables]}
+    example = {"sale": {"value": {"returned_quantity": 3}}}
+    content = {name: {"schema": schema, "examples": example} for name in (JSON, MERGE_PATCH)}
+    return {
+        "operation_id": "patchRow",
+        "summary": "Change some columns of a row",
+        "description": "The body holds columns and their new values; null empties a column that "
+        "may be empty. Columns that are not there stay as they are, also those that a change with "
+        "a greater version has set meanwhile. A row that is not there yet is changed when it "
+        "arrives. The columns of the merge key cannot be changed.",
+        "status_code": 202,
+        "openapi_extensions": {"requestBody": {"required": True, "content": content}},
+        "responses": _responses(*_ROW_ANSWERS, *_ROW_BODY_ANSWERS),
+    }
+
+
+def _some_columns(contract: type[Contract]) -> dict[str, Any]:
+    """The JSON Schema of a part of a row: no column is required, and none has a default."""
+    row = contract.model_json_schema()
+    columns = {
+        name: {member: value for member, value in schema.items() if member != "default"}
+        for name, schema in row["properties"].items()
+        if name not in contract.key
+    }
+    kept = {name: value for name, value in row.items() if name != "required"}
+    return {**kept, "properties": columns, "minProperties": 1}
 
 
 def delete_docs() -> dict[str, Any]:
@@ -207,14 +244,18 @@ def event_schema(tables: Registry) -> dict[str, Any]:
     described: Mapping[str, tuple[dict[str, Any], str]] = {
         "op": (
             {"enum": ["c", "u", "d", "r"]},
-            "create, update, delete, read; default u with after",
+            "create, update, delete, read; default u with after or patch",
         ),
         "key": ({"type": "object"}, "The merge-key columns; may be left out where `after` is"),
         "version": (
             {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
             "Greater is newer: a log position, or microseconds since 1970. Stamped when absent",
         ),
-        "after": ({"anyOf": rows}, "The full row; absent in a delete"),
+        "after": ({"anyOf": rows}, "The full row; absent in a delete and beside patch"),
+        "patch": (
+            {"anyOf": [_some_columns(contract) for contract in tables]},
+            "Some columns of an update; the others stay as they are. Needs the key",
+        ),
         "before": ({"type": "object"}, "The previous row: a hint that saves looking it up"),
         "event_id": (text, "Identity of the event. Stamped when absent"),
         "source": (text, 'Where it comes from; default "http"'),

@@ -27,6 +27,8 @@ BODY_BYTES_MAX = 6 * 1024 * 1024
 UNPACKED_BYTES_MAX = 16 * 1024 * 1024
 
 JSON = "application/json"
+# RFC 7396. Rows are flat, so it says nothing that our partial update does not.
+MERGE_PATCH = "application/merge-patch+json"
 NDJSON = ("application/x-ndjson", "application/jsonl")
 
 Item = object | RejectedError  # one event's decoded JSON, or why its text is none

@@ -15,12 +15,22 @@ from freshet.contract import Contract, Registry
 from freshet.errors import RejectedError, UnknownTableError
 from freshet.event import ChangeEvent, Op
 from freshet.objects import Objects
+from freshet.pii import Protector
 from freshet.stream import RECORD_BYTES_MAX, ChangeStream, PublishReport
 from freshet.telemetry import LogEvent, Metric, count, logger
 from freshet.wire import encode_event
 from producer import accept, answers, idempotency
 from producer.problems import PROBLEM_JSON, ProblemError
-from producer.requests import JSON, NDJSON, Item, Request, read_document, read_events, read_request
+from producer.requests import (
+    JSON,
+    MERGE_PATCH,
+    NDJSON,
+    Item,
+    Request,
+    read_document,
+    read_events,
+    read_request,
+)
 
 NewId = Callable[[], str]
 
@@ -66,6 +76,7 @@ class Ports:
     stream: ChangeStream
     objects: Objects
     tables: Registry
+    protector: Protector
     now: Now
     new_id: NewId
 
@@ -83,7 +94,7 @@ class Routes:
         request = self._request((JSON, *NDJSON))
         items = read_events(request)
         stamp = self._stamp(contract.table, request, items, idempotency_key)
-        decisions = accept.accept(items, contract, self._ports.tables, stamp)
+        decisions = self._decisions(items, contract, stamp)
         _check_answerable(accept.outcomes(decisions, contract))
         answer = answers.changes_answer(self._publish(contract, decisions))
         return _response(answer)
@@ -100,6 +111,22 @@ class Routes:
         request = self._request((JSON,))
         after = read_document(request)
         event = {"op": Op.UPDATE.value, "after": after, **_members(version, occurred_at)}
+        return self._change_row(table, key, event, request, idempotency_key)
+
+    def patch_row(
+        self,
+        table: Table,
+        key: Key,
+        idempotency_key: IdempotencyKey = None,
+        version: Version = None,
+        occurred_at: OccurredAt = None,
+    ) -> Response[Any]:
+        """The body is some of the row's columns; the others stay as they are."""
+        request = self._request((JSON, MERGE_PATCH))
+        document = read_document(request)
+        # An event without content in `patch` would be asked for its `after`.
+        patch = {} if document is None else document
+        event = {"op": Op.UPDATE.value, "patch": patch, **_members(version, occurred_at)}
         return self._change_row(table, key, event, request, idempotency_key)
 
     def delete_row(
@@ -135,11 +162,11 @@ class Routes:
         contract = self._contract(table)
         event["key"] = accept.row_key(contract, key)
         stamp = self._stamp(contract.table, request, [event], idempotency_key)
-        decisions = accept.accept([event], contract, self._ports.tables, stamp)
+        decisions = self._decisions([event], contract, stamp)
         (outcome,) = self._publish(contract, decisions)
         if outcome["status"] == "rejected":
-            # The body is the row itself, so its columns are named without `after`.
-            field = outcome.get("field", "").removeprefix("after.") or None
+            # The body is the row itself, or some of it: its columns are named as they stand there.
+            field = outcome.get("field", "").removeprefix("after.").removeprefix("patch.") or None
             raise RejectedError(outcome["reason"], outcome["detail"], field=field)
         if outcome["status"] == "throttled":
             return _response(answers.changes_answer([outcome]))
@@ -166,6 +193,12 @@ class Routes:
             media_types=media_types,
         )
 
+    def _decisions(
+        self, items: Sequence[Item], contract: type[Contract], stamp: accept.Stamp
+    ) -> list[accept.Decision]:
+        ports = self._ports
+        return accept.accept(items, contract, ports.tables, stamp, ports.protector.event)
+
     def _stamp(
         self, table: str, request: Request, items: Sequence[Item], key: str | None
     ) -> accept.Stamp:
@@ -181,6 +214,7 @@ class Routes:
         fingerprint = idempotency.fingerprint_of(
             http.method, http.path, [headers.get(name) for name in STAMP_HEADERS], request.body
         )
+        fingerprint = self._ports.protector.blinded(table, fingerprint)
         version = idempotency.version_of(
             self._ports.objects, scope, fingerprint, lambda: self._versions.take(count_)
         )

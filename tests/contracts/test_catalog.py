@@ -141,7 +141,7 @@ def test_a_whole_lake_runs_on_it(open_catalog: Open) -> None:
     changes = [placed(Sale, at, version=1, after=sale_row(f"{at}-1")) for at in range(3)]
     one.apply("sales", batch(Sale, changes), {})
     delete = placed(Sale, 9, version=2, key={"sale_id": "1-1"})
-    receipt = other.apply("sales", batch(Sale, [*changes, delete]), {})
+    receipt = other.apply("sales", batch(Sale, [*changes, delete]), {}).receipt
 
     assert (receipt.duplicate, receipt.stale, receipt.deleted) == (2, 1, 1)
     assert set(one.rows("sales").column("sale_id").to_pylist()) == {"0-1", "2-1"}

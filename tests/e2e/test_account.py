@@ -37,6 +37,7 @@ from local.cli import _run, app
 from local.runtime import LakeAccess
 
 STACK, BUCKET, DATABASE, POLLER = "shop", "shop-lake", "shop_lake", "shop-poller"
+CONSUMER, STREAM = "shop-consumer", "shop-changes"
 REGION, KEY, SECRET = "eu-west-1", "AKIAIOSFODNN7EXAMPLE", "a-secret-key-that-nobody-may-see"
 SALE = json.dumps({"after": sale_row("A-1"), "version": 1})
 REPORT = {
@@ -50,6 +51,20 @@ REPORT = {
     "guarded": 0,
     "published": 3,
     "problems": [],
+}
+
+
+# How the consumer is configured: what decodes a record here as the stack does.
+CONFIGURATION = {
+    "FunctionName": CONSUMER,
+    "Environment": {
+        "Variables": {
+            "LAKE_BUCKET": BUCKET,
+            "LAKE_PREFIX": "lake",
+            "DATABASE": DATABASE,
+            "PII_SECRET_ARN": "never-read",
+        }
+    },
 }
 
 
@@ -86,10 +101,15 @@ class Front:
 @contextmanager
 def serving(front: Front) -> Iterator[Front]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._tell(200, {}, CONFIGURATION)
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            status, more, told = front.answer(Asked("POST", self.path, headers, body))
+            self._tell(*front.answer(Asked("POST", self.path, headers, body)))
+
+        def _tell(self, status: int, more: dict[str, str], told: Any) -> None:
             text = json.dumps(told).encode()
             self.send_response(status)
             for name, value in ({"content-length": str(len(text))} | more).items():
@@ -113,7 +133,9 @@ def serving(front: Front) -> Iterator[Front]:
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ministack(tmp_path_factory.mktemp("account"), "cloudformation,s3,glue,iam,sts") as url:
+    with ministack(
+        tmp_path_factory.mktemp("account"), "cloudformation,s3,glue,iam,kinesis,sts"
+    ) as url:
         yield url
 
 
@@ -184,6 +206,7 @@ def stack(endpoint: str, front: Front, tmp_path_factory: pytest.TempPathFactory)
     cloudformation.get_waiter("stack_create_complete").wait(
         StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": 30}
     )
+    deployed.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
     return deployed
 
 
@@ -207,6 +230,8 @@ def small_stack(url: str) -> dict[str, Any]:
         "LakeBucketName": {"Ref": "LakeBucket"},
         "DatabaseName": {"Ref": "Database"},
         "ApiPollerFunctionName": POLLER,
+        "ConsumerFunctionName": CONSUMER,
+        "StreamName": STREAM,
     }
     return {
         "Resources": {

@@ -77,13 +77,28 @@ def test_help_names_every_command_and_answers_without_a_home(freshet: Run, tmp_p
         "maintain",
         "reconcile",
         "source",
+        "quarantine",
+        "replay",
+        "rebuild",
+        "erase",
+        "gold",
+        "history",
+        "diff",
+        "rollback",
+        "contracts",
+        "docs",
+        "redshift",
     }
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\w", done.out, flags=re.MULTILINE)
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo", "up", "local-deploy"}))
+# What runs for long, what the checkout is read for, and what only an account has.
+ELSEWHERE = {"demo", "up", "local-deploy", "contracts", "redshift"}
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - ELSEWHERE))
 def test_the_example_in_the_help_runs(
     freshet: Run, tmp_path: Path, home: Path, rates: str, name: str
 ) -> None:
@@ -100,7 +115,7 @@ def test_the_example_in_the_help_runs(
     done = freshet(home, *shlex.split(EXAMPLES[name]), cwd=tmp_path, **sources)
 
     assert done.code == 0, done.err
-    assert done.out
+    assert done.out or name == "docs"  # which writes files
 
 
 def test_the_example_of_up_runs(freshet_up: Start, tmp_path: Path, rates: str) -> None:
@@ -150,13 +165,14 @@ def test_query_prints_tables_csv_and_json(freshet: Run, home: Path) -> None:
     as_csv = freshet(home, "query", "-", "--format", "csv", stdin=query)
     as_table = freshet(home, "query", query)
 
-    assert as_json.json == [
-        {"sale_id": "A-1", "unit_price": "2.5500", "customer_id": "17850", "n": None}
-    ]
-    assert as_csv.out == "sale_id,unit_price,customer_id,n\nA-1,2.5500,17850,\n"
+    [row] = as_json.json
+    customer = row["customer_id"]
+    assert re.fullmatch("hmac:[0-9a-f]{40}", customer)
+    assert row == {"sale_id": "A-1", "unit_price": "2.5500", "customer_id": customer, "n": None}
+    assert as_csv.out == f"sale_id,unit_price,customer_id,n\nA-1,2.5500,{customer},\n"
     assert [line.split() for line in as_table.out.splitlines()] == [
         ["sale_id", "unit_price", "customer_id", "n"],
-        ["A-1", "2.5500", "17850"],
+        ["A-1", "2.5500", customer],
     ]
 
 
@@ -192,7 +208,7 @@ def test_verify_as_json_holds(freshet: Run, home: Path) -> None:
     assert done.code == 0
     assert len(done.json) == 4
     for check in done.json:
-        assert set(check) == {"table", "law", "checked", "holds", "findings"}
+        assert set(check) == {"table", "law", "checked", "holds", "findings", "notes"}
         assert check["holds"]
 
 

@@ -18,7 +18,8 @@ from local.embedded import EmbeddedAws
 BUCKET = "freshet-lake"
 MARKS = "lake/maintenance/freshet/sales.json"
 QUERYABLE_S_MAX = 30
-SHOWN = ["table", "outcome", "listed", "referenced", "waiting", "deleted", "left"]
+SHOWN = ["table", "outcome", "expired", "pruned", "merged", "into", "files", "needed"]
+SHOWN += ["waiting", "deleted"]
 
 
 def s3(aws: EmbeddedAws, endpoint_url: str) -> Any:

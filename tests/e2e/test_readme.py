@@ -61,6 +61,7 @@ def sam_local_lines() -> list[str]:
     return [line for line in README.splitlines() if "/sam local " in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", sam_local_lines())
 def test_the_readmes_sam_local_commands_ask_for_nothing_but_a_container_runtime(line: str) -> None:
     """There is none where this runs: SAM takes every argument before it says so."""

@@ -209,12 +209,27 @@ def test_one_read_answers_ten_megabytes_at_most_and_loses_nothing(aws: EmbeddedA
     assert (len(first["Records"]), len(second["Records"])) == (11, 3)
 
 
-def test_resharding_is_refused_because_it_would_lose_records(aws: EmbeddedAws) -> None:
+def test_a_new_count_of_shards_is_refused_because_it_would_lose_records(aws: EmbeddedAws) -> None:
     aws.ensure_stream("changes")
 
-    with pytest.raises(ClientError, match="does not reshard"):
-        aws.client("kinesis").split_shard(
-            StreamName="changes", ShardToSplit="shardId-000000000000", NewStartingHashKey="7"
+    with pytest.raises(ClientError, match="split and merge"):
+        aws.client("kinesis").update_shard_count(
+            StreamName="changes", TargetShardCount=2, ScalingType="UNIFORM_SCALING"
+        )
+
+
+def test_a_closed_shard_is_neither_split_nor_merged_again(aws: EmbeddedAws) -> None:
+    aws.ensure_stream("changes", 4)
+    kinesis, first = aws.client("kinesis"), "shardId-000000000000"
+    kinesis.split_shard(StreamName="changes", ShardToSplit=first, NewStartingHashKey="7")
+
+    with pytest.raises(ClientError, match="closed"):
+        kinesis.split_shard(StreamName="changes", ShardToSplit=first, NewStartingHashKey="9")
+    with pytest.raises(ClientError, match="not adjacent"):
+        kinesis.merge_shards(
+            StreamName="changes",
+            ShardToMerge="shardId-000000000001",
+            AdjacentShardToMerge="shardId-000000000003",
         )
 
 

@@ -6,6 +6,7 @@ import base64
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from freshet.errors import StreamUnavailableError
+from freshet.kinesis import RetainedStream
 from local.delivery import MappingSettings
 from local.embedded import EmbeddedAws
 from local.mapping import EventSourceMapping, FileCheckpoints, S3FailureDestination
-from local.shards import InMemoryShards, KinesisShards, ShardReader
+from local.shards import HASH_KEY_MAX, InMemoryShards, KinesisShards, Page, ShardReader
 
 FIRST = "shardId-000000000000"
 
@@ -101,6 +103,72 @@ def test_both_streams_route_a_key_to_the_same_shard(aws: EmbeddedAws) -> None:
 
     for shard in memory.shards():
         assert read_on(kinesis.reader, shard.shard_id) == read_on(memory, shard.shard_id)
+
+
+def sent_to(stream: Stream, keys: int, data: bytes) -> None:
+    for number in range(keys):
+        stream.put(f"key-{number}", data)
+
+
+def test_a_split_and_a_merge_keep_what_nobody_has_read_also_over_a_kill(aws: EmbeddedAws) -> None:
+    """The parents are closed and read to their end; the children hold what came afterwards."""
+    stream, client = kinesis_stream(aws, 2), aws.client("kinesis")
+    sent_to(stream, 20, b"before")
+    client.split_shard(
+        StreamName="changes", ShardToSplit=FIRST, NewStartingHashKey=str(HASH_KEY_MAX // 4)
+    )
+    sent_to(stream, 20, b"split")
+    client.merge_shards(
+        StreamName="changes",
+        ShardToMerge="shardId-000000000003",
+        AdjacentShardToMerge="shardId-000000000001",
+    )
+    sent_to(stream, 20, b"merged")
+    assert aws.pid is not None
+    port = int(aws.endpoint_url.rpartition(":")[2])
+    os.kill(aws.pid, signal.SIGKILL)
+    aws.stop()
+
+    with EmbeddedAws(aws._folder, port):
+        shards = stream.reader.shards()
+        pages = {one.shard_id[-1]: stream.reader.read(one.shard_id, None, 100) for one in shards}
+
+    assert [tuple(name[-1] for name in shard.parent_ids) for shard in shards] == [
+        (),
+        (),
+        ("0",),
+        ("0",),
+        ("3", "1"),
+    ]
+    found = {name: Counter(record.data for record in page.records) for name, page in pages.items()}
+    assert sum(found.values(), Counter()) == {b"before": 20, b"split": 20, b"merged": 20}
+    assert {name: set(counts) for name, counts in found.items()} == {
+        "0": {b"before"},
+        "1": {b"before", b"split"},
+        "2": {b"split", b"merged"},
+        "3": {b"split"},
+        "4": {b"merged"},
+    }
+    assert {name for name, page in pages.items() if page.ended} == {"0", "1", "3"}
+    numbers = {record.sequence_number for page in pages.values() for record in page.records}
+    assert len(numbers) == 60
+
+
+def test_a_closed_shard_ends_after_its_last_record_page_by_page(aws: EmbeddedAws) -> None:
+    stream = kinesis_stream(aws, 1)
+    numbers = [stream.put("key", b"%d" % number) for number in range(3)]
+    aws.client("kinesis").split_shard(
+        StreamName="changes", ShardToSplit=FIRST, NewStartingHashKey="7"
+    )
+
+    first = stream.reader.read(FIRST, None, 2)
+    second = stream.reader.read(FIRST, numbers[1], 2)
+
+    assert ([record.data for record in first.records], first.ended) == ([b"0", b"1"], False)
+    assert ([record.data for record in second.records], second.ended) == ([b"2"], True)
+    assert stream.reader.read(FIRST, numbers[2], 2) == Page((), ended=True)
+    retained = RetainedStream(aws.client("kinesis"), "changes")
+    assert [record.data for record in retained] == [b"0", b"1", b"2"]
 
 
 def test_an_iterator_that_expired_is_replaced(aws: EmbeddedAws) -> None:

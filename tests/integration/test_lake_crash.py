@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from freshet.arrow import POSITION, VERSION, PlacedEvent
+from freshet.arrow import PlacedEvent, position_of
 from freshet.errors import ConflictError, StorageError
-from freshet.model import ModelChange, current_state, live_rows
+from freshet.event import json_row
+from freshet.model import EVERY, ModelChange, current_state, live_rows
 from freshet.objects import StoredObject
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, sale_row
 from lake.lake import Lake
 from lake.steps import Step
-from lake.testing import LakeSite, batch, placed
+from lake.testing import LakeSite, batch, placed, told, waiting
 
-STEPS = tuple(step for step in Step if step not in (Step.QUARANTINED, Step.LOGGED))
+STEPS = tuple(step for step in Step if step not in (Step.QUARANTINED, Step.LOGGED, Step.RECORDED))
 # Keys of a small table keep three rows a file: every scenario splits, moves or empties one.
 FILE_ROWS_MAX = 3
 WRITES_MAX = 60
@@ -45,9 +46,18 @@ class Stream:
     def delete(self, key: int, version: int) -> PlacedEvent:
         return self._placed(key, version, None)
 
-    def _placed(self, key: int, version: int, row: dict[str, Any] | None) -> PlacedEvent:
-        identity = {"sale_id": f"k-{key}"}
-        event = placed(Sale, len(self.events), version=version, key=identity, after=row)
+    def patch(self, key: int, version: int, **columns: Any) -> PlacedEvent:
+        return self._placed(key, version, None, columns)
+
+    def _placed(
+        self,
+        key: int,
+        version: int,
+        row: dict[str, Any] | None,
+        patch: dict[str, Any] | None = None,
+    ) -> PlacedEvent:
+        identity, at = {"sale_id": f"k-{key}"}, len(self.events)
+        event = placed(Sale, at, version=version, key=identity, after=row, patch=patch)
         self.events.append(event)
         return event
 
@@ -59,18 +69,36 @@ class Scenario:
     before: list[PlacedEvent]
     interrupted: list[PlacedEvent]
     steps: tuple[Step, ...] = STEPS
+    truncated_at: int = 0  # the interrupted batch is a truncation at this version
 
     def states(self) -> tuple[dict[Any, Any], dict[Any, Any]]:
         """The rows before and after the batch, by the model."""
-        return state_of(self.before), state_of([*self.before, *self.interrupted])
+        return state_of(self.before), state_of([*self.before, *self.interrupted], self.truncated_at)
+
+    def waiting(self) -> dict[Any, Any]:
+        """What waits for rows after the batch, by the model."""
+        model = model_of([*self.before, *self.interrupted], self.truncated_at)
+        return {key: json_row(one.patch) for key, one in model.items() if one.patch is not None}
+
+    def apply(self, writer: Lake) -> None:
+        """Deliver the interrupted batch."""
+        if self.truncated_at:
+            writer.current("sales").truncate(self.truncated_at, END, {})
+        else:
+            writer.apply("sales", batch(Sale, self.interrupted), {})
 
 
-def state_of(events: list[PlacedEvent]) -> dict[Any, Any]:
-    changes = [
-        ModelChange(e.event.key["sale_id"], e.event.version, e.position, e.event.after)
-        for e in events
-    ]
-    return live_rows(current_state(changes))
+# Later in the stream than any change of a scenario.
+END = position_of("9" * 9, 0)
+
+
+def model_of(events: list[PlacedEvent], truncated_at: int = 0) -> dict[Any, ModelChange]:
+    ends = [ModelChange(EVERY, truncated_at, END, None)] if truncated_at else []
+    return current_state([*(told(event, Sale) for event in events), *ends])
+
+
+def state_of(events: list[PlacedEvent], truncated_at: int = 0) -> dict[Any, Any]:
+    return {key[0]: row for key, row in live_rows(model_of(events, truncated_at)).items()}  # type: ignore[index]
 
 
 def first_batch(stream: Stream) -> Scenario:
@@ -98,6 +126,39 @@ def emptying_a_partition(stream: Stream) -> Scenario:
     return Scenario(before, [stream.delete(key, 2) for key in range(3)])
 
 
+def patches_that_move_update_and_wait(stream: Stream) -> Scenario:
+    before = [stream.row(key, 1, day=1 + key % 2) for key in range(5)]
+    changed = [
+        stream.patch(0, 2, quantity=9),
+        stream.patch(1, 2, sold_at="2010-12-05T08:00:00Z"),
+        stream.patch(2, 3, quantity=7, sku="22720"),
+        stream.patch(3, 2, quantity=8),
+        stream.delete(2, 2),
+        stream.patch(77, 4, quantity=6),
+    ]
+    return Scenario(before, changed)
+
+
+def rows_for_which_patches_wait(stream: Stream) -> Scenario:
+    before = [stream.patch(key, 3, quantity=5 + key) for key in range(4)]
+    before += [stream.row(5, 1), stream.patch(5, 4, sold_at="2010-12-05T08:00:00Z")]
+    changed = [stream.row(0, 1), stream.row(1, 4), stream.row(2, 2, day=2), stream.row(5, 3)]
+    return Scenario(before, changed, ROWS_ONLY)
+
+
+def a_truncation(stream: Stream) -> Scenario:
+    before = [stream.row(key, 1 + key, day=1 + key % 2) for key in range(5)]
+    before += [stream.patch(0, 7, quantity=3), stream.delete(9, 1)]
+    return Scenario(before, [], TRUNCATING, truncated_at=3)
+
+
+TRUNCATING = (
+    Step.VIEWED,
+    Step.FILES_WRITTEN,
+    Step.TOMBSTONES_WRITTEN,
+    Step.TOMBSTONES_COMMITTED,
+    Step.ROWS_COMMITTED,
+)
 ROWS_ONLY = tuple(
     step for step in STEPS if step not in (Step.TOMBSTONES_WRITTEN, Step.TOMBSTONES_COMMITTED)
 )
@@ -108,6 +169,9 @@ SCENARIOS: list[Callable[[Stream], Scenario]] = [
     moves_and_deletes,
     delete_of_a_key_without_a_row,
     emptying_a_partition,
+    patches_that_move_update_and_wait,
+    rows_for_which_patches_wait,
+    a_truncation,
 ]
 
 
@@ -166,8 +230,7 @@ class FailingObjects:
 def rows_of(lake: Lake) -> dict[Any, Any]:
     rows = lake.rows("sales").to_pylist()
     state = {
-        row["sale_id"]: {k: v for k, v in row.items() if k not in (VERSION, POSITION)}
-        for row in rows
+        row["sale_id"]: {k: v for k, v in row.items() if not k.startswith("_")} for row in rows
     }
     assert len(state) == len(rows), "a key has two rows"
     return state
@@ -190,9 +253,11 @@ def check_redelivery_completes(site: LakeSite, scenario: Scenario) -> None:
     reader = site.open(file_rows_max=FILE_ROWS_MAX)
     assert rows_of(reader) in (old, new)
     lake = site.open(file_rows_max=FILE_ROWS_MAX)
-    lake.apply("sales", batch(Sale, scenario.interrupted), {})
+    scenario.apply(lake)
     assert rows_of(lake) == new
+    assert waiting(lake, Sale) == scenario.waiting()
     before = site.pointer(lake, "sales")
+    scenario.apply(lake)
     lake.apply("sales", batch(Sale, [*scenario.interrupted, *scenario.before]), {})
     assert site.pointer(lake, "sales") == before
     for opened in (reader, lake):
@@ -211,7 +276,7 @@ def test_a_crash_at_a_step_leaves_old_or_new_and_redelivery_completes(
 
     if step in scenario.steps:
         with pytest.raises(Crash):
-            writer.apply("sales", batch(Sale, scenario.interrupted), {})
+            scenario.apply(writer)
 
     assert crash.crashed is (step in scenario.steps)
     check_redelivery_completes(site, scenario)
@@ -241,13 +306,13 @@ def writes_of(scene: Callable[[Stream], Scenario], folder: Path) -> int:
     site = prepared(scenario, folder)
     objects = FailingObjects(site.objects, Crash, after_writing=False)  # type: ignore[arg-type]
     writer = site.open(objects=objects, file_rows_max=FILE_ROWS_MAX)
-    writer.apply("sales", batch(Sale, scenario.interrupted), {})
+    scenario.apply(writer)
     return WRITES_MAX - objects.writes_left
 
 
 def survives(writer: Lake, scenario: Scenario) -> bool:
     try:
-        writer.apply("sales", batch(Sale, scenario.interrupted), {})
+        scenario.apply(writer)
     except Crash:
         return False
     return True
@@ -268,9 +333,9 @@ def test_a_storage_fault_at_any_write_is_transient_and_the_same_writer_recovers(
         objects = FailingObjects(site.objects, fault, after_writing=False, writes_left=nth)  # type: ignore[arg-type]
         writer = site.open(objects=objects, file_rows_max=FILE_ROWS_MAX)
         with pytest.raises(StorageError):
-            writer.apply("sales", batch(Sale, scenario.interrupted), {})
+            scenario.apply(writer)
         assert rows_of(writer) in scenario.states()
-        writer.apply("sales", batch(Sale, scenario.interrupted), {})
+        scenario.apply(writer)
         assert rows_of(writer) == scenario.states()[1]
 
 
@@ -281,7 +346,7 @@ def test_files_of_an_unfinished_commit_are_not_referenced(tmp_path: Path) -> Non
     before = set(site.objects.list("freshet/sales/data/"))
 
     with pytest.raises(Crash):
-        writer.apply("sales", batch(Sale, scenario.interrupted), {})
+        scenario.apply(writer)
 
     stray = set(site.objects.list("freshet/sales/data/")) - before
     current = site.open().current("sales").rows

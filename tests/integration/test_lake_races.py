@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from freshet.arrow import POSITION, VERSION, PlacedEvent
+from freshet.event import json_row
 from freshet.model import ModelChange, current_state, supersedes
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, sale_row
 from lake.lake import Lake
 from lake.steps import Step
-from lake.testing import LakeSite, batch, placed
+from lake.testing import LakeSite, batch, placed, told, waiting
 
-STEPS = tuple(step for step in Step if step not in (Step.QUARANTINED, Step.LOGGED))
-KINDS = ("row", "moved", "delete")
+STEPS = tuple(step for step in Step if step not in (Step.QUARANTINED, Step.LOGGED, Step.RECORDED))
+KINDS = ("row", "moved", "delete", "patch")
 # Versions: what is there 1, the interrupted writer's 3, the intruder's older or newer.
 BEFORE, OWN, OLDER, NEWER = 1, 3, 2, 4
 
@@ -48,24 +49,23 @@ class Stream:
         self.events: list[PlacedEvent] = []
 
     def change(self, key: str, kind: str, version: int) -> PlacedEvent:
-        row = sale_row(
-            key, sold_at=f"2010-12-0{2 if kind == 'moved' else 1}T08:26:00Z", quantity=version
-        )
+        """A patch moves the row too, to a third day."""
+        days = {"moved": "2010-12-02T08:26:00Z", "patch": "2010-12-03T08:26:00Z"}
+        sold_at = days.get(kind, "2010-12-01T08:26:00Z")
+        is_row = kind in ("row", "moved")
         event = placed(
             Sale,
             len(self.events),
             version=version,
             key={"sale_id": key},
-            after=None if kind == "delete" else row,
+            after=sale_row(key, sold_at=sold_at, quantity=version) if is_row else None,
+            patch={"sold_at": sold_at} if kind == "patch" else None,
         )
         self.events.append(event)
         return event
 
     def model(self) -> dict[Any, ModelChange]:
-        return current_state(
-            ModelChange(e.event.key["sale_id"], e.event.version, e.position, e.event.after)
-            for e in self.events
-        )
+        return current_state(told(event, Sale) for event in self.events)
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,17 @@ def changes_of(
 
 def check(lake: Lake, stream: Stream) -> None:
     model = stream.model()
-    rows = {row["sale_id"]: row for row in lake.rows("sales").to_pylist()}
+    rows = {(row["sale_id"],): row for row in lake.rows("sales").to_pylist()}
     assert lake.rows("sales").num_rows == len(rows)
-    live = {key: change for key, change in model.items() if change.after is not None}
-    assert {key: (row[VERSION], row["sold_at"].day) for key, row in rows.items()} == {
-        key: (change.version, change.after["sold_at"].day)
-        for key, change in live.items()
+    assert {
+        key: (row[VERSION], row["sold_at"].day, row["quantity"]) for key, row in rows.items()
+    } == {
+        key: (change.version, change.after["sold_at"].day, change.after["quantity"])
+        for key, change in model.items()
         if change.after is not None
     }
     table = lake.current("sales").tombstones
-    tombstones = {row["sale_id"]: row for row in table.read_all(table.view()).to_pylist()}
+    tombstones = {(row["sale_id"],): row for row in table.read_all(table.view()).to_pylist()}
     assert all(
         tombstones[key][VERSION] == change.version
         for key, change in model.items()
@@ -148,6 +149,8 @@ def check(lake: Lake, stream: Stream) -> None:
         supersedes(ModelChange(key, row[VERSION], row[POSITION], None), model[key])
         for key, row in tombstones.items()
     )
+    waits = {key: json_row(change.patch) for key, change in model.items() if change.patch}
+    assert waiting(lake, Sale) == waits
 
 
 def test_a_row_that_tied_with_two_deletes_stays_deleted_when_it_comes_again(
@@ -161,7 +164,7 @@ def test_a_row_that_tied_with_two_deletes_stays_deleted_when_it_comes_again(
         lake.apply("sales", batch(Sale, [event]), {})
     before = site.pointer(lake, "sales")
 
-    receipts = [lake.apply("sales", batch(Sale, [event]), {}) for event in history]
+    receipts = [lake.apply("sales", batch(Sale, [event]), {}).receipt for event in history]
 
     assert lake.rows("sales").num_rows == 0
     assert [(r.duplicate, r.stale) for r in receipts] == [(1, 0), (0, 1), (1, 0)]

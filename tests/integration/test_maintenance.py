@@ -18,6 +18,8 @@ from freshet.telemetry import LogEvent, Metric, count
 from freshet.testing import MemoryObjects, StoppedClock, change, sale_row
 from freshet.wire import encode_event
 from lake.lake import Lake
+from lake.maintain import Maintenance
+from lake.prune import HORIZON, REPLAY
 from lake.settings import LakeSettings
 from lake.testing import LakeSite, batch, placed
 from lake.vacuum import COMMIT_MAX, GRACE
@@ -53,7 +55,7 @@ def clock() -> StoppedClock:
 
 @pytest.fixture
 def handle(lake: Lake, clock: StoppedClock) -> Handler:
-    return build(lake.vacuum(now=clock), tables=TABLES)
+    return build(Maintenance(lake, now=clock), tables=TABLES)
 
 
 def invoke(handler: Handler, event: dict[str, Any], *, timeout_s: float = 900) -> Any:
@@ -221,7 +223,7 @@ def test_the_consumer_counts_a_commit_that_came_second(
 def test_the_grace_is_a_day_unless_it_is_set() -> None:
     usual, longer = (Settings.from_env(ENVIRONMENT | more) for more in ({}, {"GRACE_HOURS": "48"}))
 
-    assert usual == Settings(LakeSettings.from_env(ENVIRONMENT), timedelta(hours=24))
+    assert usual == Settings(LakeSettings.from_env(ENVIRONMENT), timedelta(hours=24), HORIZON)
     assert longer.grace == timedelta(hours=48)
 
 
@@ -229,6 +231,26 @@ def test_the_grace_is_a_day_unless_it_is_set() -> None:
 def test_a_grace_that_is_none_is_named(hours: str) -> None:
     with pytest.raises(SettingsError, match="GRACE_HOURS"):
         Settings.from_env({**ENVIRONMENT, "GRACE_HOURS": hours})
+
+
+def test_tombstones_stay_for_the_streams_retention_and_the_longest_replay() -> None:
+    told = {"STREAM_RETENTION_HOURS": "24", "REPLAY_DAYS": "20"}
+    usual, longer = (Settings.from_env(ENVIRONMENT | more) for more in ({}, told))
+    short = Settings.from_env(ENVIRONMENT | {"STREAM_RETENTION_HOURS": "24"})
+    # A table's history does not reach as far as this stream: nothing is pruned.
+    for_ever = Settings.from_env(ENVIRONMENT | {"STREAM_RETENTION_HOURS": "8760"})
+
+    assert usual.prune_after == HORIZON
+    assert longer.prune_after == timedelta(days=21)
+    assert short.prune_after == timedelta(days=1) + REPLAY
+    assert for_ever.prune_after is None
+
+
+@pytest.mark.parametrize("name", ["STREAM_RETENTION_HOURS", "REPLAY_DAYS"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "a day", "8785", "²"])
+def test_a_horizon_that_is_none_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_env({**ENVIRONMENT, name: value})
 
 
 def test_the_deployed_handler_is_composed_from_its_environment(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "POWERTOOLS_METRICS_DISABLED": "true",
     "STREAM_NAME": "changes",
     "STATE_BUCKET": "state",
+    "PII_SECRET_ARN": "pii-key",
 }
 
 
@@ -57,6 +58,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
 
 @pytest.fixture
 def aws(environment: pytest.MonkeyPatch) -> Any:
+    boto3.client("secretsmanager").create_secret(Name="pii-key", SecretString="k" * 64)
     kinesis = boto3.client("kinesis")
     kinesis.create_stream(StreamName="changes", ShardCount=2)
     boto3.client("s3").create_bucket(

@@ -273,6 +273,19 @@ def test_healing_mends_exactly_that_and_the_next_reconcile_is_clean(
         assert all(check.holds for check in verify_table(lake, Product))
 
 
+def test_a_correction_beats_a_column_that_is_newer_than_its_row(
+    pipeline: Pipeline, source: ShopSource
+) -> None:
+    whole = change("products", product_row(f"{source.name}-5"), version=soon())
+    publish(pipeline, replace(whole, op=Op.UPDATE, after=None, patch={"price": Decimal(99)}))
+
+    healed = reconcile_in(pipeline, source, heal=True, progress=quiet)
+
+    assert (healed.healed, healed.left) == (1, 0)
+    assert products(pipeline)[f"{source.name}-5"]["price"] == Decimal(5)
+    assert reconcile_in(pipeline, source, progress=quiet).rows == ()
+
+
 def test_the_poller_goes_on_above_the_corrections_and_doubts_their_keys(
     pipeline: Pipeline, source: ShopSource
 ) -> None:

@@ -19,6 +19,8 @@ from api_poller.poll import STOP_MARGIN_S, Poller
 from api_poller.settings import SHIPPED_SOURCES, Settings
 from api_poller.state import StateStore, state_key
 from freshet.errors import SettingsError, StreamUnavailableError
+from freshet.pii import Protector
+from freshet.tables import TABLES
 from freshet.testing import MemoryObjects, MemoryStream
 from local.sample.serving import Reply, Request, SampleServer
 from local.sources import LISTED, Check, UnsavedError, check, listed, save
@@ -478,6 +480,7 @@ def test_every_source_that_ships_is_put_together_without_asking_anybody() -> Non
         MemoryObjects(),
         lambda: NOW,
         _no_client,
+        protector=Protector(bytes(32), TABLES),
     )
 
     found = {name: made.source(name) for name in made.names}

@@ -20,6 +20,7 @@ from freshet.tables import TABLES, Sale
 from freshet.testing import MemoryObjects, StoppedClock, sale_row
 from lake.lake import Lake
 from lake.parquet import read_rows
+from lake.retention import Retention
 from lake.snapshot import ManifestReader, commit_swap
 from lake.steps import Step
 from lake.testing import LakeSite, batch, placed
@@ -115,33 +116,33 @@ class World:
         return set(self.site.objects.list(f"freshet/{table}/"))
 
     def table(self, name: str = "sales") -> Table:
-        return self.site.open()._catalog.load_table(("freshet", name))
+        return self.site.open().catalog.load_table(("freshet", name))
 
 
 def read_snapshots(world: World) -> dict[int, list[dict[str, Any]]]:
     """The rows of every retained snapshot, read anew from the store, as any engine would."""
     lake = world.site.open()
-    table = lake._catalog.load_table(("freshet", "sales"))
+    table = lake.catalog.load_table(("freshet", "sales"))
     spec = lake.current("sales").rows.spec
     found = {}
     for snapshot in table.metadata.snapshots:
         rows = []
-        for manifest in snapshot.manifests(lake._files):
-            lake._files.read(manifest.manifest_path)  # pyiceberg may have kept it
-            for entry in manifest.fetch_manifest_entry(lake._files):
-                data = lake._files.read(entry.data_file.file_path)
+        for manifest in snapshot.manifests(lake.files):
+            lake.files.read(manifest.manifest_path)  # pyiceberg may have kept it
+            for entry in manifest.fetch_manifest_entry(lake.files):
+                data = lake.files.read(entry.data_file.file_path)
                 rows += read_rows(data, spec.schema.names, spec.schema).to_pylist()
-        lake._files.read(snapshot.manifest_list)
+        lake.files.read(snapshot.manifest_list)
         found[snapshot.snapshot_id] = sorted(rows, key=lambda row: str(row["sale_id"]))
     for logged in table.metadata.metadata_log:
-        lake._files.read(logged.metadata_file)
+        lake.files.read(logged.metadata_file)
     lake.close()
     return found
 
 
 @pytest.fixture(autouse=True)
 def few_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lake.snapshot.SNAPSHOTS_MAX", KEPT)
+    monkeypatch.setattr("lake.snapshot.RETENTION", Retention(KEPT, hours=0, days=0))
 
 
 @pytest.fixture(params=["memory", "directory"])
@@ -415,7 +416,7 @@ def test_a_lake_nobody_wrote_to_is_left_as_it_is(tmp_path: Path) -> None:
 
     assert [one.outcome for one in done] == [Outcome.ABSENT, Outcome.ABSENT]
     assert not stored(world)
-    assert not world.writer._catalog.list_tables("freshet")
+    assert not world.writer.catalog.list_tables("freshet")
 
 
 def test_what_lies_beside_icebergs_folders_or_in_another_table_is_not_touched(
@@ -454,10 +455,10 @@ def test_a_table_whose_snapshots_are_not_whole_keeps_every_file(small: World, ki
     assert snapshot is not None
     needed = {
         ".parquet": view.files[0].file_path,
-        "-m0.avro": snapshot.manifests(lake._files)[0].manifest_path,
+        "-m0.avro": snapshot.manifests(lake.files)[0].manifest_path,
         ".avro": snapshot.manifest_list,
     }[kind]
-    small.site.objects.delete(lake._files.key(needed))
+    small.site.objects.delete(lake.files.key(needed))
 
     only_rows_refused(small, "a retained snapshot")
 
@@ -465,7 +466,7 @@ def test_a_table_whose_snapshots_are_not_whole_keeps_every_file(small: World, ki
 def test_a_table_without_its_metadata_keeps_every_file(small: World) -> None:
     small.settle()
     lake = small.site.open()
-    small.site.objects.delete(lake._files.key(small.table().metadata_location))
+    small.site.objects.delete(lake.files.key(small.table().metadata_location))
 
     only_rows_refused(small, "SQLite catalog: FileNotFoundError")
 
@@ -478,24 +479,24 @@ def test_a_table_whose_metadata_is_broken_keeps_every_file(small: World, kind: s
     assert snapshot is not None
     broken = {
         ".json": table.metadata_location,
-        "-m0.avro": snapshot.manifests(lake._files)[0].manifest_path,
+        "-m0.avro": snapshot.manifests(lake.files)[0].manifest_path,
         ".avro": snapshot.manifest_list,
     }[kind]
-    small.site.objects.put(lake._files.key(broken), b"\x00 no metadata")
+    small.site.objects.put(lake.files.key(broken), b"\x00 no metadata")
 
     only_rows_refused(small, "its metadata cannot be read")
 
 
 def test_a_table_the_catalog_lost_keeps_every_file(small: World) -> None:
     small.settle()
-    small.writer._catalog.drop_table(("freshet", "sales"))
+    small.writer.catalog.drop_table(("freshet", "sales"))
 
     only_rows_refused(small, "the catalog has lost it: restore its entry")
 
 
 def test_a_table_made_anew_at_the_same_place_begins_a_new_grace(small: World) -> None:
     small.settle()
-    small.writer._catalog.drop_table(("freshet", "sales"))
+    small.writer.catalog.drop_table(("freshet", "sales"))
     small.site.open().rows("sales")
     there = small.files()
 
@@ -521,7 +522,7 @@ def test_a_table_that_needs_a_file_elsewhere_keeps_every_file(small: World) -> N
         spec_id=first.spec_id,
     )
     commit_swap(
-        lake._catalog, view.table, ManifestReader(), added=[elsewhere], removed=[], summary={}
+        lake.catalog, view.table, ManifestReader(), added=[elsewhere], removed=[], summary={}
     )
 
     only_rows_refused(small, "needs 's3a://other/place.parquet', which is not below")
@@ -565,7 +566,7 @@ def test_a_commit_that_comes_second_is_told_by_table(small: World) -> None:
     lake = Lake(
         site.objects,
         site.root,
-        lambda files: small.writer._catalog,
+        lambda files: small.writer.catalog,
         tables=site.tables,
         database=site.database,
         wait=lambda _seconds: None,

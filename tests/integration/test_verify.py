@@ -19,7 +19,7 @@ from freshet.receipt import Receipt
 from freshet.tables import TABLES, Sale
 from freshet.testing import EPOCH, MemoryObjects, product_row, rate_row, sale_row
 from lake.lake import Lake
-from lake.log import LoggedEvent, Place
+from lake.log import LoggedEvent, LoggedTruncation, Place
 from lake.spec import PartitionValues
 from lake.table import FileTask, KeyedTable, Rewrite, RewriteMemo, View
 from lake.testing import LakeSite, batch
@@ -59,7 +59,7 @@ def delete(version: int, sale_id: str) -> dict[str, Any]:
 def land(lake: Lake, at: int, bodies: list[dict[str, Any]], table: str = "sales") -> Receipt:
     """A batch at the `at`-th place of the stream, logged and applied."""
     events = log(lake, at, bodies, table)
-    return lake.apply(table, batch(TABLES[table], events), {})
+    return lake.apply(table, batch(TABLES[table], events), {}).receipt
 
 
 def log(
@@ -289,3 +289,71 @@ def test_findings_are_bounded_and_progress_is_told(lake: Lake) -> None:
 
     assert len(found[-1].findings) == FINDINGS_MAX
     assert [text.split(":")[0] for text in said] == ["sales", "sales"]
+
+
+def patch(version: int, sale_id: str, **columns: Any) -> dict[str, Any]:
+    return {"op": "u", "version": version, "key": {"sale_id": sale_id}, "patch": columns}
+
+
+def truncate(lake: Lake, at: int, version: int) -> None:
+    """A truncation at the `at`-th place of the stream, logged and applied."""
+    place = Place("shard", str(at), 0, position_of(str(at), 0), EPOCH)
+    end = LoggedTruncation("sales", version, f"t-{at}", "test", None, EPOCH, place)
+    lake.keep(f"shard-{at}", [], [], [end])
+    lake.truncate("sales", version, place.position, {})
+
+
+def test_patches_that_landed_or_wait_and_truncations_are_no_findings(lake: Lake) -> None:
+    land(lake, 3, [patch(5, "A-1", quantity=7), patch(1, "A-2", quantity=8)])  # the second is late
+    land(lake, 4, [patch(9, "A-8", quantity=1, description=None), patch(3, "A-3", quantity=2)])
+    truncate(lake, 5, 4)
+    land(lake, 6, [upsert(3, "A-7"), upsert(6, "A-1"), patch(3, "A-1", quantity=9)])
+
+    found = checks(lake)
+
+    assert {law: check.findings for law, check in found.items() if not check.holds} == {}
+    assert found[REPLAYED].checked == 5
+
+
+def test_a_patch_that_never_reached_its_row_is_found(lake: Lake) -> None:
+    log(lake, 3, [patch(5, "A-1", quantity=7, country="France")])
+
+    assert broken(lake) == {
+        REPLAYED: ("A-1 differs from the log at version 1 in country, quantity",),
+    }
+
+
+def test_a_patch_that_does_not_wait_as_it_should_is_found(lake: Lake) -> None:
+    land(lake, 3, [patch(5, "A-8", quantity=7)])
+    log(lake, 4, [patch(6, "A-8", quantity=8, country=None)])
+
+    [finding] = broken(lake)[REPLAYED]
+    assert finding == "A-8 waits for its row with other patches than the log's: country, quantity"
+
+
+def test_a_row_that_only_patches_speak_of_is_found(lake: Lake) -> None:
+    log(lake, 3, [patch(5, "A-8", quantity=7)])
+    smuggle(lake.current("sales").rows, [(DAY, changes(upsert(1, "A-8")))])
+
+    assert broken(lake) == {REPLAYED: ("A-8 only had patches but has a row",)}
+
+
+def test_a_row_that_a_truncation_should_have_ended_is_found(lake: Lake) -> None:
+    truncate(lake, 3, 4)
+    smuggle(lake.current("sales").rows, [(DAY, changes(upsert(1, "A-1")))])
+
+    assert broken(lake) == {
+        BURIED: ("A-1 lives at version 1 under the truncation of version 4",),
+        REPLAYED: ("A-1 was deleted at version 4 but has a row",),
+    }
+
+
+def test_a_truncation_that_was_logged_and_not_applied_is_found(lake: Lake) -> None:
+    place = Place("shard", "3", 0, position_of("3", 0), EPOCH)
+    lake.keep("shard-3", [], [], [LoggedTruncation("sales", 4, "t", "test", None, EPOCH, place)])
+
+    assert broken(lake)[REPLAYED] == (
+        "A-1 was deleted at version 4 but has a row",
+        "A-2 was deleted at version 4 but has a row",
+        "A-3 was deleted at version 4: no tombstone",
+    )

@@ -30,7 +30,7 @@ from local.sample.shop import Shop
 
 SAMPLE = ROOT / "src/local/sample/data"
 STREAM, STATE_BUCKET, LAKE_BUCKET, DATABASE = "changes", "state", "lake", "freshet"
-SECRET = "shop"
+SECRET, PII_SECRET = "shop", "pii"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 5.0
@@ -83,6 +83,7 @@ class Stage:
     def environment(self, function: Function) -> dict[str, str]:
         """What the function's environment holds: what the template gives it, and where AWS is."""
         lake = {"LAKE_BUCKET": LAKE_BUCKET, "LAKE_PREFIX": "lake", "DATABASE": DATABASE}
+        hashing = {"PII_SECRET_ARN": PII_SECRET}
         publishing = {"STREAM_NAME": STREAM, "STATE_BUCKET": STATE_BUCKET}
         sources = {
             "PLATZI_URL": self.shop.url,
@@ -94,9 +95,9 @@ class Stage:
             "DELETE_SHARE_MAX": "0.2",
         }
         own = {
-            "producer": publishing,
-            "api_poller": publishing | sources,
-            "consumer": lake,
+            "producer": publishing | hashing,
+            "api_poller": publishing | hashing | sources,
+            "consumer": lake | hashing,
             "maintenance": lake,
         }
         host, port = self.traces.getsockname()
@@ -141,6 +142,9 @@ def stage(folder: Path) -> Iterator[Stage]:
         headers = {"headers": {"Authorization": "Bearer of a test"}}
         running.client("secretsmanager").create_secret(
             Name=SECRET, SecretString=json.dumps(headers)
+        )
+        running.client("secretsmanager").create_secret(
+            Name=PII_SECRET, SecretString="0123456789abcdef" * 4
         )
         yield running
 

@@ -100,14 +100,14 @@ def test_a_function_holds_the_rooms_that_it_needs_and_no_other(
 
 
 @each_function
-def test_the_poller_alone_holds_the_declarations_of_sources(
+def test_who_polls_or_decodes_holds_the_declarations_of_sources(
     deployed: Path, function: Function
 ) -> None:
     held = {path.name for path in files(deployed / function.logical_id / "sources")}
-    written = {path.name for path in (ROOT / "src/sources").glob("*.yaml")}
+    written = {path.name for path in (ROOT / "src/sources").rglob("*.yaml")}
 
-    assert len(written) > 5
-    assert held == (written if function.name == "api_poller" else set())
+    assert len(written) > 7
+    assert held == (written if function.name in ("api_poller", "consumer") else set())
 
 
 @each_function

@@ -1,10 +1,11 @@
 """The laws, on the whole lake: random schedules of everything that can go wrong, against the
 plain-dict model.
 
-A schedule is a history of changes with their places in the stream, the order and the batches in
-which they are delivered (some more than once), and what happens at each step of each commit:
-nothing, another writer's whole batch, or a crash whose batch is delivered again later. Races are
-exact, hence reproducible: the other writer runs inside the first one's step.
+A schedule is a history of changes (full rows, deletes, patches, truncations) with their places in
+the stream, the order and the batches in which they are delivered (some more than once), and what
+happens at each step of each commit: nothing, another writer's whole batch, or a crash whose batch
+is delivered again later. Races are exact, hence reproducible: the other writer runs inside the
+first one's step.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from freshet.arrow import POSITION, VERSION, PlacedEvent
+from freshet.arrow import PATCHES, POSITION, VERSION, PlacedEvent, position_of
 from freshet.contract import Contract, Integer, PartitionField, Registry, Text
-from freshet.model import ModelChange, current_state, supersedes
+from freshet.event import json_row
+from freshet.model import EVERY, ModelChange, current_state, supersedes
 from freshet.receipt import Receipt
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, sale_row
 from lake.lake import Lake
+from lake.spec import partition_values
 from lake.steps import Step
-from lake.testing import LakeSite, batch, placed
+from lake.testing import LakeSite, batch, placed, told, waiting
+from lake.tombstones import floor_of
 
-SCHEDULES = 500
+SCHEDULES = 400
 WRITERS = 3
 
 
@@ -66,59 +70,113 @@ class Crash(BaseException):
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """Ends every row that is older."""
+
+    version: int
+    position: str
+
+
+Item = PlacedEvent | Truncation
+# Key, version, content, and is there a `before`.
+Drawn = tuple[int, int, Any, bool]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """One run: the history by stream order, deliveries as indices into it, batch sizes, step
     events.
     """
 
     contract: type[Contract]
-    history: tuple[PlacedEvent, ...]
+    history: tuple[Item, ...]
     deliveries: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     steps: tuple[Event, ...]
     file_rows_max: int
 
-    def batches(self) -> list[list[PlacedEvent]]:
+    def batches(self) -> list[list[Item]]:
         events = iter([self.history[index] for index in self.deliveries])
         cut = [list(islice(events, size)) for size in (*self.batch_sizes, len(self.deliveries))]
         return [part for part in cut if part]
 
 
-def event_of(contract: type[Contract], at: int, drawn: tuple[int, int, int, bool]) -> PlacedEvent:
+# Contents 0 to 3 are full rows; a patch is a column's name and one of three values.
+PATCHABLE = {
+    Sale: ("quantity", "customer_id", "sold_at"),
+    Stock: ("shelf", "pieces"),
+}
+DELETE, TRUNCATE = 6, 7
+
+
+def event_of(contract: type[Contract], at: int, drawn: Drawn) -> Item:
     key, version, content, with_before = drawn
+    if content == TRUNCATE:
+        return Truncation(version, position_of(str(at), 0))
     if contract is Sale:
         identity: dict[str, Any] = {"sale_id": f"s-{key}"}
-        row = sale_row(
-            f"s-{key}",
-            quantity=content,
-            customer_id=None if content % 2 else "c",
-            sold_at=f"2010-12-{1 + content % 3:02d}T08:26:00Z",
-        )
     else:
         identity = {"warehouse": key % 2, "sku": f"k{key // 2}"}
-        row = identity | {"shelf": [None, "a", "b/c"][content % 3], "pieces": content or None}
-    after = None if content == 6 else row
-    before = row if with_before else None
+    if isinstance(content, tuple):
+        columns = [PATCHABLE[contract][one % len(PATCHABLE[contract])] for one in content[0]]
+        row = row_of(contract, identity, content[1])
+        patch = json_row({column: row[column] for column in columns})
+        return placed(contract, at, version=version, key=identity, patch=patch)
+    after = None if content == DELETE else row_of(contract, identity, content)
+    before = row_of(contract, identity, content) if with_before else None
     return placed(contract, at, version=version, key=identity, after=after, before=before)
 
 
-def convergent(history: Sequence[tuple[int, int, int, bool]]) -> list[tuple[int, int, int, bool]]:
-    """The history without resends of a content that ties with another one (ADR 0006)."""
-    contents: dict[tuple[int, int], set[int]] = {}
-    for key, version, content, _ in history:
-        contents.setdefault((key, version), set()).add(content)
-    seen: set[tuple[int, int, int]] = set()
+def row_of(contract: type[Contract], identity: dict[str, Any], content: int) -> dict[str, Any]:
+    if contract is Stock:
+        shelf = [None, "a", "b/c"][content % 3]
+        return identity | {"shelf": shelf, "pieces": content or None}
+    return sale_row(
+        identity["sale_id"],
+        quantity=content,
+        customer_id=None if content % 2 else "c",
+        sold_at=f"2010-12-{1 + content % 3:02d}T08:26:00Z",
+    )
+
+
+def convergent(history: Sequence[Drawn]) -> list[Drawn]:
+    """The history without resends of a content that ties with another one (ADR 0006).
+
+    A truncation is a delete of every key.
+    """
+    contents: dict[tuple[int, int], set[Any]] = {}
+    for one in history:
+        for place, content in contents_of(one):
+            contents.setdefault(place, set()).add(content)
+    seen: set[tuple[tuple[int, int], Any]] = set()
     kept = []
-    for change in history:
-        key, version, content, _ = change
-        if len(contents[key, version]) == 1 or (key, version, content) not in seen:
-            kept.append(change)
-        seen.add((key, version, content))
+    for one in history:
+        said = contents_of(one)
+        if not any(len(contents[place]) > 1 and (place, what) in seen for place, what in said):
+            kept.append(one)
+        seen.update(said)
     return kept
 
 
+def contents_of(drawn: Drawn) -> list[tuple[tuple[int, int], Any]]:
+    key, version, content, _ = drawn
+    if content == TRUNCATE:
+        return [((every, version), DELETE) for every in KEYS]
+    if isinstance(content, tuple):  # each column is a content of its own
+        return [((key, version), (column, content[1])) for column in content[0]]
+    return [((key, version), content)]
+
+
+KEYS = range(3)
+DRAWN_PATCH = st.tuples(
+    st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True).map(tuple), st.integers(0, 2)
+)
+CONTENT = st.sampled_from([0, 1, 2, 3, DELETE, DELETE, DELETE]) | DRAWN_PATCH
 DRAWN_CHANGE = st.tuples(
-    st.integers(0, 2), st.integers(1, 4), st.sampled_from([0, 1, 2, 3, 6, 6, 6]), st.booleans()
+    st.sampled_from(KEYS),
+    st.integers(1, 5),
+    CONTENT | DRAWN_PATCH | st.sampled_from([0, 1, 2, TRUNCATE]),
+    st.booleans(),
 )
 STEP_EVENT = st.sampled_from([Event.NOTHING] * 5 + [Event.RACE] * 6 + [Event.CRASH])
 
@@ -147,7 +205,7 @@ class Run:
 
     schedule: Schedule
     site: LakeSite
-    queue: deque[list[PlacedEvent]] = field(default_factory=deque)
+    queue: deque[list[Item]] = field(default_factory=deque)
     receipts: list[Receipt] = field(default_factory=list)
     crashed: int = 0
 
@@ -189,9 +247,16 @@ class Run:
             writer.close()
 
 
-def apply(lake: Lake, contract: type[Contract], events: list[PlacedEvent]) -> Receipt:
-    receipt = lake.apply(contract.table, batch(contract, events), {})
-    assert receipt.received == len(events)
+def apply(lake: Lake, contract: type[Contract], items: list[Item]) -> Receipt:
+    """As the consumer does: the batch's truncations, then its changes at once."""
+    current, receipt = lake.current(contract.table), Receipt()
+    for item in items:
+        if isinstance(item, Truncation):
+            receipt += current.truncate(item.version, item.position, {}).receipt
+    events = [item for item in items if isinstance(item, PlacedEvent)]
+    if events:
+        receipt += current.apply(batch(contract, events), {}).receipt
+    assert receipt.received == len(items)
     return receipt
 
 
@@ -230,27 +295,28 @@ def counter() -> Counter[str]:
 
 
 def model_of(schedule: Schedule) -> dict[Any, ModelChange]:
-    contract = schedule.contract
     return current_state(
-        ModelChange(
-            tuple(item.event.key[name] for name in contract.key),
-            item.event.version,
-            item.position,
-            item.event.after,
-        )
+        ModelChange(EVERY, item.version, item.position, None)
+        if isinstance(item, Truncation)
+        else told(item, schedule.contract)
         for item in schedule.history
     )
 
 
 def check_table_is_the_models(lake: Lake, schedule: Schedule) -> None:
-    """L1, L2, L8: the winner's row and nothing else, each key in exactly one file."""
+    """L1, L2, L8: the winner's row and nothing else, each key in exactly one file, its own
+    partition's.
+    """
     contract, model = schedule.contract, model_of(schedule)
+    table = lake.current(contract.table).rows
+    for partition, part in table.read_files(table.view()):
+        assert set(partition_values(part, contract.partition)) == {partition}
     rows = lake.rows(contract.table).to_pylist()
     keys = [tuple(row[name] for name in contract.key) for row in rows]
     assert len(set(keys)) == len(keys)
     state = {}
     for key, row in zip(keys, rows, strict=True):
-        version, _ = row.pop(VERSION), row.pop(POSITION)
+        version, _, _ = row.pop(VERSION), row.pop(POSITION), row.pop(PATCHES)
         state[key] = (version, row)
     assert state == {
         key: (change.version, change.after)
@@ -260,16 +326,23 @@ def check_table_is_the_models(lake: Lake, schedule: Schedule) -> None:
 
 
 def check_tombstones_are_the_models(lake: Lake, schedule: Schedule) -> None:
-    """Each delete that won is remembered at its version; no tombstone says more than the model."""
+    """Each delete that won is remembered at its version, and what waits; no tombstone says more
+    than the model.
+    """
     contract, model = schedule.contract, model_of(schedule)
     table = lake.current(contract.table).tombstones
+    view = table.view()
+    floor, _ = floor_of(view)
     found = {
-        tuple(row[name] for name in contract.key): row
-        for row in table.read_all(table.view()).to_pylist()
+        tuple(row[name] for name in contract.key): row for row in table.read_all(view).to_pylist()
     }
     for key, change in model.items():
-        if change.after is None:
-            assert found[key][VERSION] == change.version
+        if change.after is None and change.version:
+            own = found[key][VERSION] if key in found else 0
+            assert max(own, floor) == change.version
+    assert waiting(lake, contract) == {
+        key: json_row(change.patch) for key, change in model.items() if change.patch is not None
+    }
     for key, row in found.items():
         tombstone = ModelChange(key, row[VERSION], row[POSITION], None)
         assert not supersedes(tombstone, model[key])
@@ -304,8 +377,11 @@ def check_replay_changes_nothing(lake: Lake, run: Run) -> None:
     """
     contract, batches = run.schedule.contract, run.schedule.batches()
     before = run.site.pointer(lake, contract.table)
-    receipts = [apply(lake, contract, list(run.schedule.history))]
+    history = list(run.schedule.history)
+    receipts = [apply(lake, contract, history)]
     receipts += [apply(run.writers[0], contract, events) for events in batches]
     assert run.site.pointer(lake, contract.table) == before
-    for receipt in receipts:
-        assert receipt.received == receipt.duplicate + receipt.stale
+    truncations = [[isinstance(item, Truncation) for item in part] for part in [history, *batches]]
+    for receipt, ends in zip(receipts, truncations, strict=True):
+        assert receipt.received == receipt.duplicate + receipt.stale + sum(ends)
+        assert receipt.unchanged == sum(ends)

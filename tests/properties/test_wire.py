@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
@@ -25,7 +26,9 @@ from freshet.wire import (
     VERSION,
     ZSTD,
     Decoded,
+    Ignored,
     Rejected,
+    Truncation,
     decode_record,
     encode_event,
     encode_record,
@@ -174,8 +177,9 @@ LINES = st.lists(
 )
 
 
-@given(st.builds(bytes.__add__, st.sampled_from([b"", MAGIC, b"{", b"["]), NOISE))
+@given(st.builds(bytes.__add__, st.sampled_from([b"", MAGIC, b"{", b"[", b"{\n"]), NOISE))
 @example(b"")
+@example(b"null")
 @example(b" \n ")
 @example(MAGIC)
 @example(MAGIC + bytes((VERSION,)))
@@ -189,7 +193,154 @@ def test_arbitrary_bytes_are_decoded_or_rejected_and_never_raise(data: bytes) ->
     parts = list(decode_record(data, TABLES))
 
     assert parts
-    assert all(isinstance(part, Decoded | Rejected) for part in parts)
+    assert all(isinstance(part, Decoded | Rejected | Ignored | Truncation) for part in parts)
+
+
+# --- what other tools write -----------------------------------------------------------------------
+
+# One record of each kind; the members below are put into them, out of them and in place of others.
+CAPTURED: tuple[dict[str, Any], ...] = (
+    {
+        "before": None,
+        "after": sale_row(),
+        "source": {"connector": "postgresql", "name": "shop", "schema": "public"}
+        | {"table": "sales", "lsn": 7, "ts_ms": 1795249809000},
+        "op": "u",
+        "ts_ms": 1795249809100,
+    },
+    {**sale_row(), "__op": "c", "__table": "sales", "__name": "shop", "__lsn": 7, "__ts_ms": 1},
+    {
+        "data": sale_row(),
+        "before-image": {"sale_id": "536365-2"},
+        "metadata": {
+            "timestamp": "2026-11-21T08:30:08.086557Z",
+            "record-type": "data",
+            "operation": "update",
+            "schema-name": "public",
+            "table-name": "sales",
+            "transaction-record-id": 1,
+            "commit-timestamp": "2026-11-21T08:30:08.078294Z",
+        },
+    },
+)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+    | st.sampled_from(["c", "d", "t", "m", "__debezium_unavailable_value", "AQ==", "infinity"]),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=6), part),
+    max_leaves=5,
+)
+
+
+@st.composite
+def bent_records(draw: st.DrawFn) -> bytes:
+    """A record of another tool with up to three of its members made anything at all."""
+    record = json.loads(json.dumps(draw(st.sampled_from(CAPTURED))))
+    for _ in range(draw(st.integers(0, 3))):
+        inner = [part for part in record.values() if isinstance(part, dict) and part]
+        holder = draw(st.sampled_from([record, *inner]))
+        name = draw(st.sampled_from(sorted(holder)) | st.text(max_size=4))
+        if draw(st.booleans()):
+            holder[name] = draw(JSON_VALUES)
+        else:
+            holder.pop(name, None)
+    if draw(st.booleans()):
+        record = {"schema": draw(JSON_VALUES), "payload": record}
+    return json.dumps(record, indent=draw(st.sampled_from([None, 1]))).encode()
+
+
+@given(bent_records())
+@settings(max_examples=400)
+def test_a_bent_record_of_another_tool_is_taken_or_rejected_and_never_raises(data: bytes) -> None:
+    parts = list(decode_record(data, TABLES))
+
+    assert [part.index for part in parts] == [0, LINES_MAX + 1][: len(parts)]
+    assert parts
+    assert [part.data for part in parts if isinstance(part, Rejected)] in ([], [data])
+    for part in parts:
+        if isinstance(part, Decoded):  # what one of us accepts the others understand
+            again = decode_record(encode_event(part.event), TABLES)
+            assert [one.event for one in again if isinstance(one, Decoded)] == [part.event]
+
+
+def native_line() -> bytes:
+    return encode_event(change("sales", sale_row(), version=1))
+
+
+def test_an_empty_record_is_the_tombstone_of_another_tool() -> None:
+    assert list(decode_record(b"", TABLES)) == [Ignored(0, "tombstone", "debezium")]
+    assert list(decode_record(b"null", TABLES)) == [Ignored(0, "tombstone", "debezium")]
+
+
+def test_one_object_over_many_lines_is_one_event() -> None:
+    event = change("sales", sale_row(), version=1)
+
+    parts = list(decode_record(json.dumps(event.to_json(), indent=2).encode() + b"\n", TABLES))
+
+    assert parts == [Decoded(0, event)]
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\n", b"\t\r\n"])
+def test_blank_before_an_event_is_no_other_format(blank: bytes) -> None:
+    """A refused line that begins so comes again alone, as it is in the quarantine."""
+    (part,) = decode_record(blank + native_line(), TABLES)
+
+    assert isinstance(part, Decoded)
+
+
+def test_a_broken_object_over_many_lines_is_rejected_whole_and_not_line_by_line() -> None:
+    data = json.dumps(CAPTURED[2], indent="\t").encode()[:-2]
+
+    (part,) = decode_record(data, TABLES)
+
+    assert isinstance(part, Rejected)
+    assert (part.error.reason, part.data) == ("malformed_json", data)
+
+
+def test_a_broken_first_line_takes_no_other_line_with_it() -> None:
+    parts = list(decode_record(b'{"table":\n' + native_line() + b"\n[", TABLES))
+
+    assert [type(part) for part in parts] == [Rejected, Decoded, Rejected]
+    assert [part.index for part in parts] == [0, 1, 2]
+
+
+def test_lines_of_several_tools_in_one_record_each_find_their_decoder() -> None:
+    """The changed key makes two parts of the second line; its neighbours keep their places."""
+    lines = [native_line(), json.dumps(CAPTURED[2]).encode(), json.dumps(CAPTURED[0]).encode()]
+
+    parts = list(decode_record(encode_record([*lines, b"{}"]), TABLES))
+
+    assert [(part.index, part.decoder) for part in parts if not isinstance(part, Rejected)] == [
+        (0, "native"),
+        (1, "dms"),
+        (LINES_MAX + 2, "dms"),
+        (2, "debezium"),
+    ]
+    assert [(part.index, part.data) for part in parts if isinstance(part, Rejected)] == [(3, b"{}")]
+
+
+BENT = json.dumps({**CAPTURED[1], "sold_at": "soon"}).encode()
+
+
+@pytest.mark.parametrize("line", [b"{", b'{"a":1e99999999999999999999}', BENT])
+def test_a_rejected_line_keeps_no_frames_alive(line: bytes) -> None:
+    """A frame holds the decoded line: thousands of them would fill the memory."""
+    (part,) = decode_record(line, TABLES)
+
+    assert isinstance(part, Rejected)
+    assert part.error.__traceback__ is None
+    assert part.error.__context__ is None
+
+
+def test_an_aggregated_record_is_rejected_by_name_and_says_what_to_switch_off() -> None:
+    (part,) = decode_record(b"\xf3\x89\x9a\xc2" + b"\x0a\x01" * 9, TABLES)
+
+    assert isinstance(part, Rejected)
+    assert part.error.reason == "kpl_aggregated"
+    assert "AggregationEnabled" in part.error.detail
 
 
 @given(LINES, COMPRESS)

@@ -13,6 +13,7 @@ from tests.template.stack import ACCOUNT, PSEUDO, Stack, allows, as_list, grants
 
 from api_poller.state import state_key
 from api_poller.tokens import tokens_key
+from local.gold import load_views
 from producer.idempotency import PREFIX, scope_of
 
 Rule = Callable[[Stack], Iterator[str]]
@@ -24,12 +25,17 @@ FUNCTIONS = {
     "ConsumerFunction": "ConsumerRole",
     "MaintenanceFunction": "MaintenanceRole",
 }
+# Who hashes personal data or signs in at sources.
+SECRET_READERS = ("ProducerRole", "ApiPollerRole", "ConsumerRole")
 # Actions that know no resource.
 BOUND_TO_NOTHING = {
     "xray:PutTraceSegments": "X-Ray has no resource for segments",
     "xray:PutTelemetryRecords": "X-Ray has no resource for telemetry",
     "kinesis:ListStreams": "lists every stream of the region; the event source mapping asks for it",
 }
+# Scheduler's own target for that call, and where its queries run.
+START_QUERY = "arn:aws:scheduler:::aws-sdk:athena:startQueryExecution"
+WORKGROUP = f"arn:aws:athena:{PSEUDO['AWS::Region']}:{ACCOUNT}:workgroup/<WorkGroup>"
 
 
 def rule(function: Rule) -> Rule:
@@ -67,14 +73,17 @@ def _is_bound(action: str, resource: str, database: str) -> bool:
 def nobody_reaches_more_than_its_work(stack: Stack) -> Iterator[str]:
     """Each role touches exactly these parts of the stack with exactly these services."""
     work = {
-        "ProducerRole": {"kinesis ChangeStream", "s3 StateBucket", "logs ProducerLogs"},
+        "ProducerRole": {
+            *("kinesis ChangeStream", "s3 StateBucket", "logs ProducerLogs"),
+            "secretsmanager PiiKey",
+        },
         "ApiPollerRole": {
             *("kinesis ChangeStream", "s3 StateBucket", "logs ApiPollerLogs"),
             *(f"secretsmanager {name}" for name in stack.of_type("SecretsManager::Secret")),
         },
         "ConsumerRole": {
             *("kinesis ChangeStream", "kinesis *", "s3 LakeBucket", "logs ConsumerLogs"),
-            "glue catalog",
+            *("glue catalog", "secretsmanager PiiKey"),
         },
         "MaintenanceRole": {"s3 LakeBucket", "logs MaintenanceLogs", "glue catalog"},
     }
@@ -114,7 +123,11 @@ def _deeds(stack: Stack) -> Iterator[tuple[str, str, str, bool]]:
     kept = f"{state}/{PREFIX}{scope_of('sales', 'a')}"
     tables = f"{lake}/lake/{database}"
     data, metadata = f"{tables}/sales/data/a.parquet", f"{tables}/sales/metadata/v1.metadata.json"
-    logs = f"{lake}/lake/change_log/a.parquet", f"{lake}/lake/quarantine/a.parquet"
+    change_log, quarantine = (
+        f"{lake}/lake/change_log/a.parquet",
+        f"{lake}/lake/quarantine/a.parquet",
+    )
+    logs = change_log, quarantine
     failure, mark = f"{lake}/aws/lambda/a", f"{lake}/lake/maintenance/{database}/sales.json"
     glue = f"arn:aws:glue:{PSEUDO['AWS::Region']}:{ACCOUNT}"
     table = f"{glue}:table/{database}/sales"
@@ -126,7 +139,8 @@ def _deeds(stack: Stack) -> Iterator[tuple[str, str, str, bool]]:
         yield role, "glue:CreateDatabase", f"{glue}:database/{database}", False
         yield role, "glue:UpdateTable", f"{glue}:table/finance/ledger", False
         for secret in stack.of_type("SecretsManager::Secret"):
-            reads_secret = role == "ApiPollerRole"
+            hashes = role != "MaintenanceRole" and secret == "PiiKey"
+            reads_secret = role == "ApiPollerRole" or hashes
             yield role, "secretsmanager:GetSecretValue", f"<{secret}>", reads_secret
             yield role, "secretsmanager:PutSecretValue", f"<{secret}>", False
     for role, own, foreign in (
@@ -155,14 +169,15 @@ def _deeds(stack: Stack) -> Iterator[tuple[str, str, str, bool]]:
     for place in (data, metadata):
         yield maintenance, "s3:DeleteObject", place, True
         yield maintenance, "s3:GetObject", place, True
-        yield maintenance, "s3:PutObject", place, False
+        yield maintenance, "s3:PutObject", place, True
     for place in (*logs, failure):
-        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
-            yield maintenance, action, place, False
+        yield maintenance, "s3:GetObject", place, place == change_log
+        yield maintenance, "s3:PutObject", place, place == quarantine
+        yield maintenance, "s3:DeleteObject", place, False
     yield maintenance, "s3:PutObject", mark, True
     yield maintenance, "s3:GetObject", mark, True
     yield maintenance, "glue:GetTable", table, True
-    yield maintenance, "glue:UpdateTable", table, False
+    yield maintenance, "glue:UpdateTable", table, True
 
 
 @rule
@@ -175,7 +190,7 @@ def keys_work_through_one_service(stack: Stack) -> Iterator[str]:
         services = {name.partition(".")[0] for name in as_list(condition.get("kms:ViaService", []))}
         if not services:
             yield f"{owner}: {one['Sid']} uses the key without kms:ViaService"
-        if "secretsmanager" in services and owner != "ApiPollerRole":
+        if "secretsmanager" in services and owner not in SECRET_READERS:
             yield f"{owner}: {one['Sid']} decrypts secrets"
 
 
@@ -203,6 +218,7 @@ def roles_are_assumed_by_one_service(stack: Stack) -> Iterator[str]:
     expected = {
         **{role: ["lambda.amazonaws.com"] for role in FUNCTIONS.values()},
         "ScheduleRole": ["scheduler.amazonaws.com"],
+        "GoldRole": ["scheduler.amazonaws.com"],
         "RedshiftRole": ["redshift.amazonaws.com", "redshift-serverless.amazonaws.com"],
     }
     for name, role in stack.of_type("IAM::Role").items():
@@ -212,7 +228,7 @@ def roles_are_assumed_by_one_service(stack: Stack) -> Iterator[str]:
             yield f"{name}: may be assumed by {principal}"
         elif as_list(principal["Service"]) != expected.get(name):
             yield f"{name}: may be assumed by {principal['Service']}"
-        if name == "ScheduleRole" and trust.get("Condition") != {
+        if name in ("ScheduleRole", "GoldRole") and trust.get("Condition") != {
             "StringEquals": {"aws:SourceAccount": ACCOUNT}
         }:
             yield f"{name}: another account's schedules may use it"
@@ -308,9 +324,12 @@ def _refuses_plain_http(policy: dict[str, Any], bucket: str) -> bool:
 
 @rule
 def no_secret_is_written_down(stack: Stack) -> Iterator[str]:
-    """Secrets are empty until somebody fills them; nothing looks like a password or a key."""
+    """Secrets are empty until somebody fills them, or made by AWS; nothing looks like a password
+    or a key.
+    """
     for name, secret in stack.of_type("SecretsManager::Secret").items():
-        if {"SecretString", "GenerateSecretString"} & secret.keys():
+        made = secret.get("GenerateSecretString")
+        if "SecretString" in secret or (made and "SecretStringTemplate" in made):
             yield f"{name}: its value is in the template"
     for name, space in stack.of_type("RedshiftServerless::Namespace").items():
         if space.get("ManageAdminPassword") is not True:
@@ -472,14 +491,20 @@ def mapping_sets_everything(stack: Stack) -> Iterator[str]:
 
 @rule
 def schedules_wait_for_nobody_else(stack: Stack) -> Iterator[str]:
-    """Each may invoke its function, can be stopped, repeats a bounded number of times, and has no
+    """Each may do what it is for, can be stopped, repeats a bounded number of times, and has no
     name that a second stack would claim.
     """
     for name, schedule in stack.of_type("Scheduler::Schedule").items():
         target = schedule["Target"]
-        if not allows(stack, "ScheduleRole", "lambda:InvokeFunction", target["Arn"]):
+        asks = target["Arn"] == START_QUERY
+        role, action, place = (
+            ("GoldRole", "athena:StartQueryExecution", WORKGROUP)
+            if asks
+            else ("ScheduleRole", "lambda:InvokeFunction", target["Arn"])
+        )
+        if not allows(stack, role, action, place):
             yield f"{name}: may not invoke {target['Arn']}"
-        if target.get("RoleArn") != "<ScheduleRole.Arn>":
+        if target.get("RoleArn") != f"<{role}.Arn>":
             yield f"{name}: has another role"
         if "Name" in schedule:
             yield f"{name}: two stacks in one account would collide"
@@ -489,9 +514,8 @@ def schedules_wait_for_nobody_else(stack: Stack) -> Iterator[str]:
             yield f"{name}: repeats for a day"
     invoked = stack.of_type("Lambda::EventInvokeConfig").values()
     bounded = {config["FunctionName"] for config in invoked if "MaximumRetryAttempts" in config}
-    for name in {
-        str(one["Target"]["Arn"]) for one in stack.of_type("Scheduler::Schedule").values()
-    }:
+    targets = {str(one["Target"]["Arn"]) for one in stack.of_type("Scheduler::Schedule").values()}
+    for name in targets - {START_QUERY}:
         if name.replace(".Arn", "") not in bounded:
             yield f"{name}: Lambda repeats a failed run as often as it likes"
 
@@ -600,3 +624,36 @@ def who_queries_changes_nothing(stack: Stack) -> Iterator[str]:
         writes = re.search(r"s3:(Put|Delete)|glue:(Create|Update|Delete)", action)
         if writes and not resource.startswith("<LakeBucket.Arn>/athena-results/"):
             yield f"QueryLakePolicy: {action} on {resource}"
+
+
+@rule
+def who_renews_gold_writes_nothing_else(stack: Stack) -> Iterator[str]:
+    """The lake is read; the tables of the heavy views and Athena's results are written."""
+    if "GoldRole" not in stack.resources:
+        return
+    lake, database = "<LakeBucket.Arn>", stack.parameters["DatabaseName"]
+    glue = f"arn:aws:glue:{PSEUDO['AWS::Region']}:{ACCOUNT}"
+    table = f"{glue}:table/{database}"
+    heavy = [view.name for view in load_views() if view.heavy]
+    needed = [
+        ("athena:StartQueryExecution", WORKGROUP),
+        *(("s3:GetObject", f"{lake}/lake/{log}/a.parquet") for log in ("change_log", "gold/a")),
+        *(("s3:PutObject", f"{lake}/lake/gold/{name}/data/a.parquet") for name in heavy),
+        *(
+            ("glue:UpdateTable", place)
+            for place in (f"{glue}:catalog", f"{glue}:database/{database}")
+        ),
+        *(("glue:UpdateTable", f"{table}/{name}") for name in heavy),
+        *(("glue:GetTable", f"{table}/{name}") for name in (*heavy, "change_log")),
+        *(("s3:PutObject", f"{lake}/athena-results/a"), ("s3:ListBucket", lake)),
+        *((action, "<DataKey.Arn>") for action in ("kms:Decrypt", "kms:GenerateDataKey")),
+    ]
+    for action, place in needed:
+        if not allows(stack, "GoldRole", action, place):
+            yield f"GoldRole: cannot {action} on {place}"
+    mine = (f"{lake}/lake/gold/", f"{lake}/athena-results/", f"{glue}:catalog")
+    written = (f"{glue}:database/{database}", *(f"{table}/{name}" for name in heavy))
+    for action, place in sorted(grants(stack, "GoldRole")):
+        writes = re.search(r":(Abort|Put|Delete|Create|Update|Batch)", action)
+        if writes and not (place.startswith(mine) or place in written):
+            yield f"GoldRole: may {action} on {place}"

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "told": {"AlarmEmail": "data@shop.example", "MonthlyBudgetUsd": "50"},
     "redshift": {"RedshiftServerless": "true"},
     "sources": {"DummyJsonSchedule": "rate(1 day)", "SpotifySchedule": "cron(0 5 * * ? *)"},
+    "gold": {"GoldSchedule": "3,15"},
     "restored": {"CreateDatabase": "false", "DatabaseName": "lake_2"},
     "x86": {"Architecture": "x86_64"},
 }

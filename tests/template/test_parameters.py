@@ -57,6 +57,10 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("", "rate(12 hours)", "cron(0 6 * * ? *)"),
         (" ", "12 hours", "rate()", "every(1 hour)"),
     ),
+    "GoldSchedule": (
+        ("", "0", "3", "23", "3,15", "0,6,12,18"),
+        (" ", "24", "03", "3,", ",3", "*", "*/6", "3 15", "cron(0 3 * * ? *)"),
+    ),
     "DeleteShareMax": (("", "0", "0.2", "1"), ("20", "1.5", "-0.1", ".2", "20%", "0.2\n")),
     "ProductCurrency": (("USD", "EUR"), ("", "usd", "US", "USDT", "U$D")),
     "AlarmEmail": (
@@ -184,6 +188,9 @@ def test_what_cannot_work_together_is_refused_before_anything_is_made(
         ({"SpotifySchedule": "rate(1 day)"}, "SpotifyCredentials", True),
         ({"SpotifySchedule": "rate(1 day)"}, "PollSpotifyTracksAlarm", True),
         ({}, "SpotifyCredentials", False),
+        ({"GoldSchedule": "3"}, "RevenueChangesRenewal", True),
+        ({}, "RevenueChangesRenewal", False),
+        ({}, "GoldRole", False),
         ({}, "PollSpotifyTracksAlarm", False),
         ({"JwtIssuer": "https://id.example", "JwtAudience": "a"}, "HttpApiAuthorizer", True),
         ({}, "HttpApiAuthorizer", False),

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 import sqlglot
+from tests.template.rules import START_QUERY
 from tests.template.stack import stack
 
 from consumer.app import build
@@ -23,12 +24,15 @@ from freshet.tables import TABLES
 from freshet.testing import StoppedClock, change, product_row, rate_row, sale_row
 from freshet.wire import encode_event, encode_record
 from lake.log import CHANGE_LOG, QUARANTINE
+from local.gold import load_views
 from local.runtime import LAKE_BUCKET, LAKE_PREFIX, Home, open_lake
 from local.sql import ask, connect
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime.now(UTC)
 POISON = b"<html>502</html>"
+# Of a statement in Athena, and of what a schedule sends.
+QUERY_BYTES_MAX = 262_144
 
 
 def _record(number: int, line: bytes, arrived: datetime) -> dict[str, Any]:
@@ -178,6 +182,36 @@ def test_every_saved_query_is_tried_here() -> None:
     for query in queries.values():
         assert (query["WorkGroup"], query["Database"]) == ("<WorkGroup>", "<Database>")
         assert query["Description"]
+
+
+def test_the_schedule_renews_every_heavy_view_with_the_statement_of_its_file() -> None:
+    """Fails when `freshet gold check --write` wrote another one: the template needs it too."""
+    renewals = [
+        (one["ScheduleExpression"], json.loads(one["Target"]["Input"]))
+        for one in stack("gold").of_type("Scheduler::Schedule").values()
+        if one["Target"]["Arn"] == START_QUERY
+    ]
+    asked = {given["QueryString"].split()[2]: (when, given) for when, given in renewals}
+    heavy = [view for view in load_views() if view.heavy]
+
+    assert asked.keys() == {view.name for view in heavy}
+    for view in heavy:
+        when, given = asked[view.name]
+        text = (ROOT / "sql" / "athena" / f"{view.name}.sql").read_text()
+        merge = text[text.index("MERGE INTO") :].strip().removesuffix(";")
+        assert given["QueryString"].split() == merge.split(), view.name
+        assert (given["WorkGroup"], given["QueryExecutionContext"]) == (
+            "<WorkGroup>",
+            {"Database": "freshet"},
+        )
+        minutes = {name: _minute(asked[name][0]) for name in asked}
+        assert when == f"cron({minutes[view.name]} 3,15 * * ? *)"
+        assert all(minutes[used] < minutes[view.name] for used in view.uses & asked.keys())
+        assert len(json.dumps(given)) < QUERY_BYTES_MAX
+
+
+def _minute(expression: str) -> int:
+    return int(expression.removeprefix("cron(").partition(" ")[0])
 
 
 def test_the_views_for_redshift_answer_as_athena_does(athena: duckdb.DuckDBPyConnection) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.template.rules import RULES
-from tests.template.stack import VARIANTS, Stack, stack
+from tests.template.stack import VARIANTS, Stack, stack, stack_with
 
 Spoil = Callable[[Stack], Any]
 REMOVED = object()
@@ -73,6 +73,8 @@ ANYBODY = {"Sid": "More", "Effect": "Allow", "Principal": {"AWS": "*"}, "Action"
 SERVICE = {"Sid": "More", "Effect": "Allow", "Principal": {"Service": "s3.amazonaws.com"}}
 LAKE, STATE = "<LakeBucket.Arn>/", "<StateBucket.Arn>/"
 DATA = f"{LAKE}lake/freshet/sales/data/*"
+LOG = f"{LAKE}lake/change_log/*"
+TABLE = "arn:aws:glue:eu-west-1:123456789012:table/freshet"
 
 # Each of these alone must be found by its rule; the text is what the rule says of it.
 SPOILT: dict[str, list[tuple[str, Spoil]]] = {
@@ -108,7 +110,7 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
         ),
     ],
     "functions_do_what_they_must_and_no_more": [
-        ("MaintenanceRole: may s3:PutObject", granted("MaintenanceRole", "s3:PutObject", DATA)),
+        ("MaintenanceRole: may s3:PutObject", granted("MaintenanceRole", "s3:PutObject", LOG)),
         (
             "quarantine",
             granted("MaintenanceRole", "s3:DeleteObject", LAKE + "lake/quarantine/*"),
@@ -127,7 +129,7 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
         (
             "decrypts secrets",
             granted(
-                "ConsumerRole",
+                "MaintenanceRole",
                 "kms:Decrypt",
                 "<DataKey.Arn>",
                 Condition={"StringEquals": {"kms:ViaService": "secretsmanager.eu-west-1.x"}},
@@ -151,6 +153,7 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
             at(f"ConsumerRole/{TRUST}/Principal", {"Service": "ec2.amazonaws.com"}),
         ),
         ("another account", at(f"ScheduleRole/{TRUST}/Condition")),
+        ("GoldRole: another account", at(f"GoldRole/{TRUST}/Condition")),
     ],
     "everything_at_rest_is_encrypted_with_our_key": [
         ("ChangeStream", at("ChangeStream/StreamEncryption")),
@@ -191,6 +194,7 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
     ],
     "no_secret_is_written_down": [
         ("its value", at("PlatziCredentials/SecretString", '{"headers": {}}')),
+        ("its value", at("PiiKey/GenerateSecretString/SecretStringTemplate", '{"key": "a"}')),
         (
             "looks like a secret",
             at("ApiPollerFunction/Environment/Variables/API_TOKEN", "t0ken"),
@@ -261,6 +265,8 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
         ("for a day", at("ApiPollerFunctionEcb/Target/RetryPolicy/MaximumRetryAttempts")),
         ("another role", at("ApiPollerFunctionEcb/Target/RoleArn", "<ConsumerRole.Arn>")),
         ("may not invoke", at("MaintenanceFunctionVacuum/Target/Arn", "<ConsumerFunction.Arn>")),
+        ("may not invoke", at("GoldRole/Policies/0/PolicyDocument/Statement", [])),
+        ("another role", at("SaleChangesRenewal/Target/RoleArn", "<ScheduleRole.Arn>")),
         ("as often", gone("ApiPollerFunctionEventInvokeConfig")),
     ],
     "the_api_lets_nobody_in_unasked": [
@@ -308,6 +314,16 @@ SPOILT: dict[str, list[tuple[str, Spoil]]] = {
         ("s3:PutObject", granted("QueryLakePolicy", "s3:PutObject", DATA)),
         ("glue:UpdateTable", granted("QueryLakePolicy", "glue:UpdateTable", "arn:table/freshet/*")),
     ],
+    "who_renews_gold_writes_nothing_else": [
+        ("may s3:PutObject", granted("GoldRole", "s3:PutObject", DATA)),
+        ("may s3:DeleteObject", granted("GoldRole", "s3:DeleteObject", LOG)),
+        ("may glue:UpdateTable", granted("GoldRole", "glue:UpdateTable", f"{TABLE}/sales")),
+        (
+            "cannot glue:UpdateTable",
+            at("GoldRole/Policies/0/PolicyDocument/Statement/3/Action", "glue:GetTable"),
+        ),
+        ("cannot s3:GetObject", at("GoldRole/Policies/0/PolicyDocument/Statement/4/Resource", LOG)),
+    ],
 }
 
 
@@ -321,7 +337,7 @@ def test_every_rule_is_broken_by_something() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_rule_finds_what_breaks_it(name: str, said: str, spoil: Spoil) -> None:
-    found = stack("redshift").copy()
+    found = stack_with(VARIANTS["redshift"] | VARIANTS["gold"]).copy()
     spoil(found)
 
     assert any(said in one for one in RULES[name](found)), list(RULES[name](found))

@@ -14,16 +14,25 @@ FUNCTIONS = ("producer", "api_poller", "consumer", "maintenance")
 ROOMS = ("freshet", "lake", "local", *FUNCTIONS)
 AWS = ("boto3", "botocore", "awswrangler", "aws_lambda_powertools", "aws_xray_sdk", "mypy_boto3")
 # The adapters of the language: the one place in it that knows AWS.
-FRESHET_ADAPTERS = {"freshet/kinesis.py", "freshet/s3.py", "freshet/telemetry.py"}
+FRESHET_ADAPTERS = {
+    *("freshet/kinesis.py", "freshet/s3.py", "freshet/secret.py", "freshet/telemetry.py"),
+}
 LAKE_ADAPTERS = {"lake/glue.py"}
 POLLER_ADAPTERS = {"api_poller/credentials.py"}
 PURE = (
     "freshet/arrow.py",
     "freshet/contract.py",
+    "freshet/debezium.py",
+    "freshet/dms.py",
     "freshet/errors.py",
     "freshet/event.py",
+    "freshet/image.py",
+    "freshet/lock.py",
+    "freshet/mapping.py",
     "freshet/merge.py",
     "freshet/model.py",
+    "freshet/patch.py",
+    "freshet/pii.py",
     "freshet/receipt.py",
     "freshet/stream.py",
     "freshet/tables.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.decode import REJECTED_MAX, DecodedBatch, decode_batch
+from consumer.decode import IGNORED_KINDS_MAX, REJECTED_MAX, DecodedBatch, decode_batch
 from freshet.clock import micros
-from freshet.event import Op
+from freshet.event import ChangeEvent, Op
 from freshet.tables import TABLES
 from freshet.testing import change, sale_row
 from freshet.wire import LINES_MAX, encode_event, encode_record
@@ -86,13 +87,13 @@ def test_poison_is_rejected_with_its_reason_and_its_neighbours_are_not() -> None
         ("unknown_format", None, None),
         ("wrong_type", "after.quantity", "sales"),
         ("malformed_json", None, None),
-        ("empty_record", None, None),
         ("unsupported_version", None, None),
         ("corrupt_compression", None, None),
         ("not_utf8", None, None),
         ("unknown_table", "table", None),
     ]
     assert len(batch.events) == 4
+    assert batch.ignored == {"tombstone": 1}  # an empty record is Debezium's
 
 
 def test_a_rejected_record_keeps_its_original_bytes_and_a_rejected_line_its_own() -> None:
@@ -103,7 +104,8 @@ def test_a_rejected_record_keeps_its_original_bytes_and_a_rejected_line_its_own(
 
     assert rejected[0].data == sent[1]
     assert [line.data for line in rejected[1:3]] == sent[2][6:].split(b"\n")[1:3]
-    assert [line.data for line in rejected[3:]] == sent[3:8]
+    assert [line.data for line in rejected[3:]] == sent[4:8]
+    assert sent[3] == b""
 
 
 def test_a_place_says_shard_sequence_number_line_and_arrival() -> None:
@@ -148,10 +150,103 @@ def test_nothing_is_lost_whatever_the_bytes(parts: list[bytes]) -> None:
     """Each record ends in at least one place, and the good one behind it always lands."""
     batch = decode_batch(batch_of(*parts, GOOD), TABLES)
 
-    places = [item.place for item in batch.events] + [line.place for line in batch.rejected]
-    numbers = {place.sequence_number for place in places}
-    assert numbers == {str(1000 + at) for at in range(len(parts) + 1)}
+    alone = [decode_batch(batch_of(part), TABLES) for part in parts]
+    assert all(outcomes(one) >= 1 for one in alone)
+    assert outcomes(batch) == sum(map(outcomes, alone)) + 1
     assert batch.events[-1].event.key == {"sale_id": "536365-1"}
+
+
+def outcomes(batch: DecodedBatch) -> int:
+    listed = len(batch.events) + len(batch.rejected) + len(batch.truncations)
+    return listed + batch.ignored.total()
+
+
+HEARTBEAT = json.dumps({"ts_ms": 1795249808000}).encode()
+TRUNCATE = {
+    "op": "t",
+    "before": None,
+    "after": None,
+    "ts_ms": 1795249808500,
+    "source": {
+        "connector": "postgresql",
+        "name": "shop",
+        "ts_ms": 1795249808000,
+        "schema": "public",
+        "table": "sales",
+        "lsn": 77,
+    },
+}
+
+
+def test_what_is_no_change_is_counted_by_kind_and_is_no_line_of_a_log() -> None:
+    batch = decode_batch(batch_of(b"", GOOD, HEARTBEAT, b"", b"null"), TABLES)
+
+    assert batch.ignored == {"tombstone": 3, "heartbeat": 1}
+    assert (len(batch.events), batch.rejected, batch.truncations) == (1, [], [])
+
+
+def test_kinds_that_records_make_up_are_bounded() -> None:
+    controls = [
+        json.dumps(
+            {
+                "control": {},
+                "metadata": {
+                    "record-type": "control",
+                    "operation": f"made-up-{at}",
+                    "timestamp": "2026-11-21T08:30:08.000Z",
+                },
+            }
+        ).encode()
+        for at in range(IGNORED_KINDS_MAX + 9)
+    ]
+
+    batch = decode_batch(batch_of(*controls), TABLES)
+
+    assert len(batch.ignored) <= IGNORED_KINDS_MAX + 1
+    assert batch.ignored.total() == len(controls)
+
+
+def test_a_truncation_keeps_its_place_and_belongs_to_its_table() -> None:
+    batch = decode_batch(batch_of(GOOD, json.dumps(TRUNCATE).encode()), TABLES)
+
+    [end] = batch.truncations
+    assert (end.table, end.version, end.place.sequence_number) == ("sales", 77, "1001")
+    assert end.source == "debezium/shop"
+    assert batch.truncations_of("sales") == [end]
+    assert batch.truncations_of("products") == []
+
+
+def test_a_table_that_was_only_truncated_has_no_changes_but_its_turn() -> None:
+    batch = decode_batch(batch_of(json.dumps(TRUNCATE).encode()), TABLES)
+
+    assert batch.by_table() == {"sales": []}
+
+
+def test_truncations_take_effect_in_order_of_their_versions() -> None:
+    """The last one decides; an older one after it would only cost another look."""
+    later = {**TRUNCATE, "source": {**TRUNCATE["source"], "lsn": 99}}  # type: ignore[dict-item]
+    batch = decode_batch(batch_of(*(json.dumps(one).encode() for one in (later, TRUNCATE))), TABLES)
+
+    assert [end.version for end in batch.truncations_of("sales")] == [77, 99]
+
+
+def test_personal_data_is_hidden_before_an_event_goes_anywhere() -> None:
+    def protect(event: ChangeEvent) -> ChangeEvent:
+        assert event.after is not None
+        return replace(event, after={**event.after, "customer_id": "hmac:0"})
+
+    batch = decode_batch(batch_of(GOOD), TABLES, protect=protect)
+
+    assert [dict(item.event.after or {})["customer_id"] for item in batch.events] == ["hmac:0"]
+
+
+def test_a_rejected_line_names_the_decoder_that_refused_it() -> None:
+    """Its table is unknown to us; that it is Debezium's is not."""
+    envelope = {**TRUNCATE, "source": {**TRUNCATE["source"], "table": "nobodys"}}  # type: ignore[dict-item]
+
+    [line] = decode_batch(batch_of(json.dumps(envelope).encode()), TABLES).rejected
+
+    assert (line.decoder, line.reason) == ("debezium", "unknown_table")
 
 
 def test_a_version_from_the_future_is_quarantined_and_does_not_block_its_row() -> None:

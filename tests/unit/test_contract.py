@@ -16,6 +16,7 @@ from freshet.contract import (
     Integer,
     Money,
     PartitionField,
+    Pii,
     Registry,
     Text,
     Timestamp,
@@ -209,3 +210,50 @@ def test_a_decimal_of_absurd_size_is_refused(number: Decimal) -> None:
 
     with pytest.raises(ValidationError):
         wide.validate_python(number)
+
+
+def declare_pii(annotation: Any, **keywords: Any) -> type[Contract]:
+    namespace = {
+        "__module__": __name__,
+        "__annotations__": {"id": Annotated[str, Text(64, 1)], "name": annotation},
+    }
+    keywords = {"table": "people", "key": ("id",), **keywords}
+    return type("Person", (Contract,), namespace, **keywords)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[str, Text(64), Pii("hash")],
+        Annotated[str, Text(64), Pii("hash")] | None,
+        Annotated[Annotated[str, Text(64)] | None, Pii("hash")],
+    ],
+)
+def test_a_personal_column_is_known_as_such_wherever_its_marker_stands(annotation: Any) -> None:
+    assert declare_pii(annotation).column("name").pii == "hash"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "keywords", "complaint"),
+    [
+        (Annotated[str, Text(44), Pii("hash")], {}, "must be Text"),
+        (Annotated[int, Integer(), Pii("hash")], {}, "must be Text"),
+        (Annotated[str, Text(64), Field(pattern="^[0-9]+$"), Pii("hash")], {}, "refuses 'hmac:"),
+        (Annotated[str, Text(64), Pii("drop")], {}, "must be optional"),
+        (
+            Annotated[str, Text(64), Pii("drop")] | None,
+            {"partition": (PartitionField("bucket", "name", 4),)},
+            "partitioned by",
+        ),
+    ],
+)
+def test_a_handling_that_leaves_no_value_the_column_can_hold_is_refused(
+    annotation: Any, keywords: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        declare_pii(annotation, **keywords)
+
+
+def test_a_class_keyword_nobody_knows_is_refused_and_not_passed_over() -> None:
+    with pytest.raises(TypeError, match="knows no class keyword version"):
+        declare_pii(Annotated[str, Text(9)], version=2)

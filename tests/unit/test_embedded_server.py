@@ -115,6 +115,26 @@ def test_an_object_whose_sidecar_is_newer_is_left_alone(tmp_path: Path) -> None:
     assert json.loads(sidecar.read_text())["etag"] == '"kept"'
 
 
+def test_a_closed_shard_leaves_the_stream_when_retention_has_passed_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local.embedded_server.time.time", lambda: 100_000.0)
+    ended = {"long ago": 13_000, "of late": 14_000, "with records": 13_000}
+    shards: dict[str, Any] = {
+        name: {"records": [], "ending_sequence_number": f"{at * 1000:020d}0000000001"}
+        for name, at in ended.items()
+    }
+    shards["with records"]["records"].append({"ApproximateArrivalTimestamp": 99_000.0})
+    shards["open"] = {"records": []}
+    stream = {"StreamName": "changes", "RetentionPeriodHours": 24, "shards": shards}
+    module = SimpleNamespace(_expire_iterators=None, _shard_iterators={})
+
+    with closing(RecordJournal(tmp_path)) as journal:
+        DurableKinesis(module, journal)._expire(stream)
+
+    assert list(shards) == ["of late", "with records", "open"]
+
+
 def test_records_past_retention_leave_memory_and_iterators_keep_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,13 +12,25 @@ from freshet.model import current_state
 from lake.history import Chapter, as_model, explain
 
 
-def event(at: int, version: int, after: dict[str, Any] | None) -> dict[str, Any]:
+def event(
+    at: int, version: int, after: dict[str, Any] | None, *, patch: dict[str, Any] | None = None
+) -> dict[str, Any]:
     return {
+        "op": "u" if after or patch else "d",
         "key": "A-1",
         "version": version,
         "position": f"{at:05d}",
         "after": None if after is None else json.dumps(after),
+        "patch": None if patch is None else json.dumps(patch),
     }
+
+
+def patch(at: int, version: int, **columns: Any) -> dict[str, Any]:
+    return event(at, version, None, patch=columns)
+
+
+def truncation(at: int, version: int) -> dict[str, Any]:
+    return event(at, version, None) | {"op": "t", "key": "*"}
 
 
 def told(*events: dict[str, Any]) -> list[tuple[str, str]]:
@@ -80,22 +92,90 @@ def test_no_events_make_no_story() -> None:
     assert explain([]) == []
 
 
+def test_a_patch_tells_which_columns_it_changes_and_which_are_newer_since() -> None:
+    story = told(
+        event(1, 10, {"n": 1, "m": 1}), patch(2, 12, n=2, m=2), patch(3, 13, m=3), patch(4, 11, m=0)
+    )
+
+    assert story == [
+        ("current", "first change of this key"),
+        ("current", "changes n; m: newer since"),
+        ("current", "changes m"),
+        ("stale", "version 13 was there already"),
+    ]
+
+
+def test_a_patch_without_a_row_waits_until_the_row_comes() -> None:
+    assert told(patch(1, 12, n=2)) == [("waiting", "changes n once there is a row")]
+    assert told(patch(1, 12, n=2), event(2, 10, {"n": 1})) == [
+        ("current", "changes n"),
+        ("current", "first change of this key"),
+    ]
+
+
+def test_a_row_newer_than_a_patch_supersedes_it() -> None:
+    assert told(event(1, 10, {"n": 1}), patch(2, 11, n=2), event(3, 12, {"n": 3}))[1] == (
+        "superseded",
+        "changed n, newer since",
+    )
+
+
+def test_a_patch_older_than_the_row_is_stale_and_one_sent_again_a_duplicate() -> None:
+    story = told(event(1, 10, {"n": 1}), patch(2, 9, n=0), patch(3, 11, n=2), patch(4, 11, n=2))
+
+    assert story[1] == ("stale", "version 10 was there already")
+    assert story[3] == ("duplicate", "says what this version said already")
+
+
+def test_a_truncation_is_a_delete_in_the_story_of_every_key_that_has_one() -> None:
+    story = told(event(1, 10, {"n": 1}), truncation(2, 11), event(3, 9, {"n": 0}))
+
+    assert story == [
+        ("superseded", "first change of this key, until version 11"),
+        ("current", "truncation, newer than version 10"),
+        ("stale", "version 11 was there already"),
+    ]
+    assert told(truncation(2, 11)) == []
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(1, 5), st.none() | st.fixed_dictionaries({"n": st.integers(1, 2)})),
+        st.tuples(
+            st.integers(1, 5),
+            st.none() | st.fixed_dictionaries({"n": st.integers(1, 2)}),
+            st.none() | st.fixed_dictionaries({"n": st.integers(1, 2)}),
+        ),
         max_size=12,
     )
 )
-def test_exactly_the_models_winner_is_current(
-    changes: list[tuple[int, dict[str, Any] | None]],
+def test_what_is_current_or_waits_is_the_models_winner_and_its_patches(
+    changes: list[tuple[int, dict[str, Any] | None, dict[str, Any] | None]],
 ) -> None:
-    events = [event(at, version, after) for at, (version, after) in enumerate(changes)]
+    events = [
+        patch(at, version, **columns) if columns else event(at, version, after)
+        for at, (version, after, columns) in enumerate(changes)
+    ]
 
     chapters = explain(events)
 
-    winner = current_state(as_model(item) for item in events).get("A-1")
-    assert positions(chapters, "current") == ([] if winner is None else [winner.position])
+    model = current_state(as_model(item) for item in events).get("A-1")
+    standing = [c.event for c in chapters if c.verdict in ("current", "waiting")]
+    bases = [one["position"] for one in standing if one["patch"] is None]
+    patches = [json.loads(one["patch"]) for one in standing if one["patch"]]
+    assert bases == ([model.position] if model and model.version else [])
+    assert len(patches) <= 1
     assert len(chapters) == len(events)
+    if model is not None and patches:
+        assert patches[0] == (model.patch or model.after)
+    if model is not None and model.after is None:
+        assert bool(patches) is (model.patch is not None)
+
+
+def test_truncations_do_not_hide_what_waits() -> None:
+    chapters = explain([patch(1, 12, n=2), truncation(2, 11)])
+
+    assert positions(chapters, "waiting") == ["00001"]
+    assert positions(chapters, "current") == ["00002"]
 
 
 def positions(chapters: list[Chapter], verdict: str) -> list[str]:

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from freshet.clock import micros
 from freshet.errors import SettingsError, StorageError, StreamUnavailableError
 from freshet.event import ChangeEvent, Op
 from freshet.objects import DirectoryObjects
+from freshet.pii import Protector
 from freshet.stream import RECORD_BYTES_MAX
 from freshet.tables import TABLES
 from freshet.testing import EPOCH, MemoryStream, StoppedClock, product_row, rate_row, sale_row
@@ -44,6 +47,8 @@ from producer.settings import Settings
 EVENTS = Path(__file__).parents[2] / "events"
 SALES = "/v1/tables/sales/changes"
 NDJSON = {"content-type": "application/x-ndjson"}
+PROTECTOR = Protector(bytes(32), TABLES)
+RATE = "/v1/tables/exchange_rates/rows/USD,2026-11-20"
 
 
 @dataclass
@@ -108,6 +113,7 @@ class Producer:
         self.handler = build(
             stream=self.stream,
             objects=DirectoryObjects(self.folder),
+            protector=PROTECTOR,
             now=self.clock,
             new_id=lambda: next(ids),
         )
@@ -337,6 +343,101 @@ def test_a_row_put_to_its_url_is_an_upsert(producer: Producer) -> None:
     assert event.occurred_at is not None
 
 
+@pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])
+def test_columns_patched_at_a_rows_url_are_a_partial_update(
+    producer: Producer, media_type: str
+) -> None:
+    headers = {
+        "content-type": media_type,
+        "freshet-version": "7",
+        "freshet-occurred-at": "2026-11-20T15:00:00Z",
+    }
+
+    answer = producer.send("PATCH", RATE, '{"rate": 1.1}', headers)
+
+    (event,) = producer.events
+    assert answer.status == 202
+    assert RowOutcome.model_validate(answer.body).model_dump() == answer.body
+    assert answer.body["key"] == "USD,2026-11-20"
+    assert (event.op, event.version, event.after) == (Op.UPDATE, 7, None)
+    assert event.patch == {"rate": Decimal("1.100000")}
+    assert event.key == {"currency": "USD", "rate_date": date(2026, 11, 20)}
+
+
+def test_null_empties_a_column_that_may_be_empty(producer: Producer) -> None:
+    producer.send("PATCH", "/v1/tables/products/rows/4", {"sku": None})
+
+    (event,) = producer.events
+    assert event.patch == {"sku": None}
+
+
+def test_a_patch_among_events_is_an_update_of_these_columns_only(producer: Producer) -> None:
+    """Without `op`, as a row is; defaults of columns that are not there stay out of it."""
+    key = {"sale_id": "536365-1"}
+
+    answer = producer.post([upsert(), {"key": key, "patch": {"description": None}}])
+
+    event = producer.events[1]
+    assert answer.status == 202
+    assert (event.op, event.key, event.after) == (Op.UPDATE, key, None)
+    assert event.patch == {"description": None}
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "field"),
+    [
+        ({"patch": {"quantity": 1}}, "missing_member", "key"),
+        ({"key": {"sale_id": "1"}, "patch": {}}, "wrong_type", "patch"),
+        ({"key": {"sale_id": "1"}, "patch": {"quantity": "1"}}, "wrong_type", "patch.quantity"),
+        ({"key": {"sale_id": "1"}, "patch": {"line": 1}, "op": "d"}, "invalid_value", "patch"),
+        ({"key": {"sale_id": "1"}, "patch": {"line": 1}, **upsert("1")}, "invalid_value", "patch"),
+    ],
+    ids=str,
+)
+def test_a_patch_that_is_none_says_reason_and_field(
+    producer: Producer, event: dict[str, Any], reason: str, field: str
+) -> None:
+    assert producer.post(event).only() == (reason, field)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({}, (422, "wrong_type", "patch")),
+        ("null", (422, "wrong_type", "patch")),
+        ([], (422, "wrong_type", "patch")),
+        ({"colour": "red"}, (422, "unknown_column", "colour")),
+        ({"currency": "GBP", "rate": 1}, (422, "key_in_patch", "currency")),
+        ({"rate": None}, (422, "wrong_type", "rate")),
+        ('{"rate": NaN}', (422, "out_of_range", "rate")),
+        ("", (400, "empty_body", None)),
+        ("{", (400, "malformed_json", None)),
+    ],
+)
+def test_a_row_that_cannot_be_patched_says_reason_and_field(
+    producer: Producer, body: object, problem: tuple[int, str, str | None]
+) -> None:
+    answer = producer.send("PATCH", RATE, body)
+
+    assert answer.problem() == problem
+    assert producer.stream.records == []
+
+
+def test_a_patch_with_the_same_idempotency_key_is_the_same_change_again(
+    producer: Producer,
+) -> None:
+    key = {"idempotency-key": "k"}
+    first = producer.send("PATCH", RATE, {"rate": 1}, key)
+    producer.clock.advance(60)
+
+    again = producer.send("PATCH", RATE, {"rate": 1}, key)
+    other = producer.send("PATCH", RATE, {"rate": 2}, key)
+    put = producer.send("PUT", RATE, {"rate": 1}, key)
+
+    assert first.body == again.body
+    assert {other.problem()[1], put.problem()[1]} == {"idempotency_key_reused"}
+
+
 def test_a_row_deleted_at_its_url_is_a_delete(producer: Producer) -> None:
     answer = producer.send("DELETE", "/v1/tables/products/rows/4")
 
@@ -414,6 +515,7 @@ def test_the_openapi_document_describes_every_route_status_and_example(producer:
             *("202", "207", "400", "404", "413", "415", "422", "429", "503")
         },
         (row, "put"): {"202", "400", "404", "413", "415", "422", "429", "503"},
+        (row, "patch"): {"202", "400", "404", "413", "415", "422", "429", "503"},
         (row, "delete"): {"202", "400", "404", "422", "429", "503"},
         ("/v1/tables", "get"): {"200"},
         ("/health", "get"): {"200"},
@@ -683,7 +785,7 @@ def test_more_events_than_an_answer_can_name_are_refused_before_any_is_published
 
 
 def test_an_event_too_large_for_any_record_is_rejected_alone(producer: Producer) -> None:
-    huge = {**upsert("536365-2"), "before": {"note": "x" * RECORD_BYTES_MAX}}
+    huge = {**upsert("536365-2"), "before": {"description": "x" * RECORD_BYTES_MAX}}
 
     answer = producer.post([upsert(), huge, upsert("536365-3")])
 
@@ -723,7 +825,7 @@ def test_a_version_that_is_no_future_time_is_opaque(producer: Producer, version:
         ("GET", "/nothing", 404, "unknown_path"),
         ("POST", "/v1/tables/sales", 404, "unknown_path"),
         ("GET", SALES, 405, "method_not_allowed"),
-        ("PATCH", "/v1/tables/sales/rows/1", 405, "method_not_allowed"),
+        ("POST", "/v1/tables/sales/rows/1", 405, "method_not_allowed"),
         ("GET", "/v1/tables/sales/rows/1", 405, "method_not_allowed"),
         ("POST", "/v1/tables", 405, "method_not_allowed"),
         ("DELETE", "/health", 405, "method_not_allowed"),
@@ -746,7 +848,7 @@ def test_an_unknown_table_is_answered_with_the_known_ones(producer: Producer) ->
 def test_a_wrong_method_is_answered_with_the_right_ones(producer: Producer) -> None:
     answer = producer.send("GET", "/v1/tables/sales/rows/1")
 
-    assert answer.headers["Allow"] == "PUT, DELETE"
+    assert answer.headers["Allow"] == "PUT, PATCH, DELETE"
 
 
 @pytest.mark.parametrize(
@@ -874,7 +976,7 @@ def test_a_fault_of_ours_is_a_problem_that_leaks_nothing(
     monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, reason: str
 ) -> None:
     broken = Broken(error)
-    handler = build(stream=broken, objects=broken, now=StoppedClock())
+    handler = build(stream=broken, objects=broken, protector=PROTECTOR, now=StoppedClock())
 
     answer = handler(http_event("POST", SALES, upsert(), {"idempotency-key": "k"}), None)
 
@@ -888,7 +990,7 @@ def test_a_fault_of_ours_is_a_problem_that_leaks_nothing(
 
 def test_a_bug_fails_the_invocation_instead_of_looking_like_an_answer() -> None:
     broken = Broken(ZeroDivisionError("a bug"))
-    handler = build(stream=broken, objects=broken)
+    handler = build(stream=broken, objects=broken, protector=PROTECTOR)
 
     with pytest.raises(ZeroDivisionError):
         handler(http_event("POST", SALES, upsert(), {}), None)
@@ -1049,6 +1151,7 @@ def test_settings_come_from_the_environment() -> None:
     names = {"STREAM_NAME": "changes", "STATE_BUCKET": "state"}
 
     assert Settings.from_env(names) == Settings("changes", "state")
+    assert Settings.from_env(names | {"PII_SECRET_ARN": " k "}) == Settings("changes", "state", "k")
 
 
 @pytest.mark.parametrize(
@@ -1091,6 +1194,7 @@ def timed(call: Callable[[], object]) -> float:
         ("http_post_changes", 202),
         ("http_post_changes_ndjson", 207),
         ("http_put_row", 202),
+        ("http_patch_row", 202),
         ("http_delete_row", 202),
         ("http_get_tables", 200),
     ],

@@ -400,7 +400,7 @@ def test_positions_parents_and_the_record_around_are_columns_too() -> None:
     columns = """sale_id: { template: "{@parent}-{^^shop}-{^id}-{#}" }
   invoice_no: { path: ^id, as: text }
   line: "#"
-  customer_id: "@parent" """
+  country: "@parent" """
     record = {"id": "a", "n": 2, "p": 1, "at": "2026-11-20T21:41:12Z"}
     more = "records: a.*.b.*.c\npath: /{parent}\nparents: { values: [p] }"
 
@@ -416,7 +416,7 @@ def test_positions_parents_and_the_record_around_are_columns_too() -> None:
 
     assert found.row is not None
     assert (found.key, found.row["invoice_no"], found.row["line"]) == ("p-s-7-3", "7", 3)
-    assert found.row["customer_id"] == "p"
+    assert found.row["country"] == "p"
 
 
 # --- which records are rows -----------------------------------------------------------------------

@@ -6,13 +6,19 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from freshet.errors import RejectedError
+from freshet.objects import DirectoryObjects
+from freshet.pii import Protector
+from freshet.tables import TABLES
+from freshet.testing import MemoryStream
 from local.gateway import Gateway
 from local.sending import (
     BATCH_BYTES_MAX,
@@ -24,6 +30,7 @@ from local.sending import (
     batches,
     event_lines,
 )
+from producer.app import build
 
 Answer = dict[str, Any]
 
@@ -276,3 +283,27 @@ def test_a_request_sent_again_as_it_was_carries_the_same_idempotency_key() -> No
         sender._http.clear()
 
     assert keys == ["one", "one", None]  # the third carries the ids it was given
+
+
+def test_a_patch_goes_through_gateway_and_producer_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some columns only, in a line of `freshet send` and at the row's own URL."""
+    monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "true")
+    stream = MemoryStream()
+    objects, protector = DirectoryObjects(tmp_path), Protector(bytes(32), TABLES)
+    line = b'{"key":{"sale_id":"536365-1"},"patch":{"unit_price":2.10}}'
+
+    with Gateway(build(stream=stream, objects=objects, protector=protector)) as gateway:
+        sender = Sender(gateway.url)
+        sent = sender.send("sales", [line])
+        sender._http.clear()
+        url = f"{gateway.url}/v1/tables/sales/rows/536365-2"
+        with urllib3.PoolManager() as http:
+            answer = http.request("PATCH", url, json={"description": None})
+
+    assert (sent.accepted, sent.rejected, answer.status) == (1, 0, 202)
+    assert {event.key["sale_id"]: event.patch for event in stream.events()} == {
+        "536365-1": {"unit_price": Decimal("2.1000")},
+        "536365-2": {"description": None},
+    }

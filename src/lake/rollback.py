@@ -1,0 +1,247 @@
+"""Rollback: a table shows again what a snapshot of it showed, and stays so (ADR 0014).
+
+Not the old files: a row of then is older than what it is to overrule, and the next redelivery, or a
+rebuild from the change log, would undo the rollback row by row. So it is made of changes like any
+other: for each row that differs, an event above everything known of its key says what it was, or
+that it was not. They are logged, then merged in one snapshot, so that tombstones, replays, rebuilds
+and `freshet verify` know nothing of rollbacks and are right. What is newer still wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from freshet.arrow import PATCHES, VERSION, PlacedEvent, changes_table, key_column, position_of
+from freshet.clock import Now, micros
+from freshet.contract import Contract
+from freshet.errors import TerminalError
+from freshet.event import VERSION_MAX, ChangeEvent, Op
+from freshet.objects import Objects
+from freshet.receipt import Receipt
+from lake.current import Applied
+from lake.lake import Lake
+from lake.ledger import Meter, metered
+from lake.log import Kind as BatchKind
+from lake.log import LoggedEvent, Place, ReceiptRow
+from lake.tombstones import floor_of
+from lake.travel import ROLLBACK_TO, Diff, Kind, Moment, Past, diff, past
+
+# Who says so, in the log: a shard that no stream has, and the source of its events.
+ROLLBACK_SHARD, ROLLBACK_BY = "rollback", "freshet/rollback"
+# Sorts before every place of a stream: a change of the source that has the very version that an
+# event of ours takes (a counter's next) is newer than it, and wins.
+_FIRST = "!"
+
+
+class ErasureUnfinishedError(TerminalError):
+    """An erasure of the table runs, or was killed: what it removes must not come back."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        super().__init__(
+            f"table {table!r}: an erasure of it is not finished: run that `freshet erase` again, "
+            "then roll back to a snapshot that is still there"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """What a rollback did (or, asked only, would do), in rows of the table."""
+
+    table: str
+    to_snapshot_id: int | None
+    snapshot_id: int | None
+    came_back: int
+    restored: int
+    removed: int
+    receipt: Receipt
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; ids are texts, for they do not fit a double."""
+        return {
+            "table": self.table,
+            "to_snapshot_id": None if self.to_snapshot_id is None else str(self.to_snapshot_id),
+            "snapshot_id": None if self.snapshot_id is None else str(self.snapshot_id),
+            "came_back": self.came_back,
+            "restored": self.restored,
+            "removed": self.removed,
+        }
+
+
+class Rollback:
+    """Takes one table back to a moment. `by` is who asked."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        contract: type[Contract],
+        *,
+        now: Now,
+        by: str,
+        on_step: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._lake, self._contract, self._now, self._by = lake, contract, now, by
+        self._step, self._table = on_step, contract.table
+        self._current = lake.current(contract.table)
+        self._objects: Objects = lake.objects
+
+    def look(self, moment: Moment) -> RolledBack:
+        """What there is to do. Changes nothing. Raises `NoSuchMomentError`."""
+        to, found = self._differing(moment)
+        return self._told(to, found, Applied(Receipt(), None))
+
+    def run(self, moment: Moment) -> RolledBack:
+        """Do it; nothing, where the table shows that state already.
+
+        Killed before it has ended, it is done by a second run, or by a replay of what was logged.
+        Memory grows with the rows that differ. Raises `NoSuchMomentError`,
+        `ErasureUnfinishedError`, and as `Lake.apply`.
+        """
+        began = self._now()
+        self._refuse_erasure()
+        with metered() as meter:
+            to, found = self._differing(moment)
+            logged = self._events(found, self._known(found), self._now())
+            if not logged:
+                return self._told(to, found, Applied(Receipt(), None))
+            batch = f"rollback-{self._table}-{micros(logged[0].place.arrived_at)}us"
+            self._lake.keep(batch, logged, [])
+            self._step("logged")
+            applied = self._apply(batch, logged, to)
+            self._step("applied")
+        self._record(batch, applied, to, began, meter)
+        # One that began meanwhile has ended history, and may have missed what was logged since.
+        self._refuse_erasure()
+        return self._told(to, found, applied)
+
+    def _refuse_erasure(self) -> None:
+        if any(True for _ in self._objects.list(f"erasures/{self._table}-")):
+            raise ErasureUnfinishedError(self._table)
+
+    def _differing(self, moment: Moment) -> tuple[Past, Diff]:
+        """The state to go back to, and what differs now from it."""
+        rows = self._current.rows
+        view = rows.view()
+        to = past(view.table, moment)
+        now = Past(view.table.current_snapshot(), view.files, view.table.schema())
+        return to, diff(rows, view, now, to)
+
+    def _known(self, found: Diff) -> dict[str, int]:
+        """The newest version known of each key that differs: of its row, now and then, of patches,
+        of its tombstone, and of the table's truncation.
+        """
+        view = self._current.tombstones.view()
+        keys = pa.concat_arrays([self._keys(part) for part in (found.inserted, found.new)])
+        keys = pa.concat_arrays([keys, self._keys(found.deleted)])
+        located = self._current.tombstones.locate(view, keys)
+        graves = located.rows if located.key_at else found.inserted.slice(0, 0)
+        known: dict[str, int] = {}
+        for part in (found.inserted, found.old, found.new, found.deleted, graves):
+            for text, version in zip(self._texts(part), _versions(part), strict=True):
+                known[text] = max(known.get(text, floor_of(view)[0]), version)
+        return known
+
+    def _keys(self, rows: pa.Table) -> pa.Array:
+        keys = key_column(rows, self._contract.key)
+        return pa.concat_arrays(keys.chunks) if keys.num_chunks else pa.array([], keys.type)
+
+    def _texts(self, rows: pa.Table) -> list[str]:
+        return [str(value) for value in key_column(rows, self._contract.key).to_pylist()]
+
+    def _events(self, found: Diff, known: Mapping[str, int], at: datetime) -> list[LoggedEvent]:
+        # Rows to insert are those that only the wanted state has.
+        texts = [
+            *self._texts(found.inserted),
+            *self._texts(found.new),
+            *self._texts(found.deleted),
+        ]
+        return [
+            self._event(change.key, None if change.kind is Kind.DELETED else change.after, v, n, at)
+            for n, (change, v) in enumerate(
+                zip(found.changes(), (known[text] for text in texts), strict=True)
+            )
+        ]
+
+    def _event(
+        self,
+        key: Mapping[str, Any],
+        after: Mapping[str, Any] | None,
+        known: int,
+        index: int,
+        at: datetime,
+    ) -> LoggedEvent:
+        names = [column.name for column in self._contract.columns]
+        number = str(micros(at))
+        event = ChangeEvent(
+            table=self._table,
+            op=Op.DELETE if after is None else Op.UPDATE,
+            key=dict(key),
+            version=min(known + 1, VERSION_MAX),
+            after=None if after is None else {name: after[name] for name in names},
+            before=None,
+            event_id=f"rollback-{number}-{index}",
+            source=ROLLBACK_BY,
+            occurred_at=None,
+            accepted_at=at,
+        )
+        position = _FIRST + position_of(number, index)
+        return LoggedEvent(event, Place(ROLLBACK_SHARD, number, index, position, at))
+
+    def _apply(self, batch: str, logged: Iterable[LoggedEvent], to: Past) -> Applied:
+        placed = [PlacedEvent(one.event, one.place.position) for one in logged]
+        told = "nothing" if to.snapshot is None else str(to.snapshot.snapshot_id)
+        note = {"freshet.batch": batch, ROLLBACK_TO: told}
+        return self._lake.apply(self._table, changes_table(self._contract, placed), note)
+
+    def _record(
+        self, batch: str, applied: Applied, to: Past, began: datetime, meter: Meter
+    ) -> None:
+        told = {
+            "by": self._by,
+            "to_snapshot_id": None if to.snapshot is None else str(to.snapshot.snapshot_id),
+        }
+        row = ReceiptRow(
+            batch=batch,
+            kind=BatchKind.ROLLBACK,
+            receipt=applied.receipt,
+            started_at=began,
+            committed_at=self._now(),
+            table_name=self._table,
+            contract_version=self._contract.contract_version,
+            snapshot_id=applied.snapshot_id,
+            bytes_read=meter.bytes_read,
+            bytes_written=meter.bytes_written,
+            requests=meter.requests,
+            note=json.dumps(told),
+        )
+        self._lake.record([row])
+        self._step("recorded")
+
+    def _told(self, to: Past, found: Diff, applied: Applied) -> RolledBack:
+        counts = found.counts()
+        return RolledBack(
+            self._table,
+            None if to.snapshot is None else to.snapshot.snapshot_id,
+            applied.snapshot_id,
+            came_back=counts[Kind.INSERTED],
+            restored=counts[Kind.UPDATED],
+            removed=counts[Kind.DELETED],
+            receipt=applied.receipt,
+        )
+
+
+def _versions(rows: pa.Table) -> list[int]:
+    """The newest version in each row, patches included."""
+    versions: list[int] = rows.column(VERSION).to_pylist() if rows.num_rows else []
+    patched = pc.indices_nonzero(pc.is_valid(rows.column(PATCHES).combine_chunks())).to_pylist()
+    for at in patched:
+        entries = json.loads(rows.column(PATCHES)[at].as_py())
+        versions[at] = max([versions[at], *(entry[0] for entry in entries.values())])
+    return versions

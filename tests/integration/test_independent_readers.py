@@ -1,0 +1,385 @@
+"""Readers that know nothing of Freshet: pyiceberg, DuckDB's Iceberg extension, Polars, DataFusion.
+
+They are given a metadata file and nothing else. All must answer alike, for every table and every
+moment that it remembers, and always whole, whatever is done to the tables meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import datafusion
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from pyiceberg.table import StaticTable
+
+from freshet.contract import Contract
+from freshet.objects import DirectoryObjects
+from freshet.tables import TABLES, ExchangeRate, Product, Sale
+from freshet.testing import product_row, rate_row, sale_row
+from lake.maintain import Maintenance
+from lake.rollback import Rollback
+from lake.testing import LakeSite, batch, placed
+from lake.travel import history
+from lake.vacuum import GRACE_MIN
+from local.sql import _extension
+
+Reader = Callable[[StaticTable, int | None], pa.Table]
+
+
+def by_pyiceberg(table: StaticTable, snapshot_id: int | None) -> pa.Table:
+    return table.scan(snapshot_id=snapshot_id).to_arrow()
+
+
+def by_duckdb(table: StaticTable, snapshot_id: int | None) -> pa.Table:
+    with iceberg() as connection:
+        return connection.sql(scan(table.metadata_location, snapshot_id)).to_arrow_table()
+
+
+def by_polars(table: StaticTable, snapshot_id: int | None) -> pa.Table:
+    return pl.scan_iceberg(table, snapshot_id=snapshot_id).collect().to_arrow()
+
+
+def by_datafusion(table: StaticTable, snapshot_id: int | None) -> pa.Table:
+    """It has no Iceberg of its own without a compiled companion: the files are what it reads."""
+    planned = table.scan(snapshot_id=snapshot_id).plan_files()
+    paths = [task.file.file_path.removeprefix("file://") for task in planned]
+    context = datafusion.SessionContext()
+    context.register_dataset("rows", ds.dataset(paths, format="parquet"))
+    return context.sql("SELECT * FROM rows").to_arrow_table() if paths else pa.table({})
+
+
+READERS: dict[str, Reader] = {
+    "pyiceberg": by_pyiceberg,
+    "duckdb": by_duckdb,
+    "polars": by_polars,
+    "datafusion": by_datafusion,
+}
+
+
+def iceberg() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    for name in ("avro", "iceberg"):
+        connection.execute(f"LOAD '{_extension(name)}'")
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+def scan(metadata_location: str, snapshot_id: int | None = None, columns: str = "*") -> str:
+    at = "" if snapshot_id is None else f", snapshot_from_id = {snapshot_id}::UBIGINT"
+    path = metadata_location.removeprefix("file://")
+    return f"SELECT {columns} FROM iceberg_scan('{path}'{at})"
+
+
+@dataclass
+class World:
+    """A lake in a folder, which any reader may open, and what is done to it."""
+
+    folder: Path
+    random: random.Random
+    at: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self.site = LakeSite(
+            DirectoryObjects(self.folder / "lake"),
+            self.folder / "catalog.db",
+            root=f"file://{self.folder / 'lake'}",
+        )
+        self.lake = self.site.open()
+
+    def land(self, contract: type[Contract], *changes: dict[str, Any]) -> None:
+        events = [placed(contract, next(self.at), **change) for change in changes]
+        self.lake.apply(contract.table, batch(contract, events), {})
+
+    def pointers(self) -> dict[str, str]:
+        """Each table's metadata file, as the catalog's own database has it."""
+        with sqlite3.connect(self.folder / "catalog.db") as catalog:
+            rows = catalog.execute("SELECT table_name, metadata_location FROM iceberg_tables")
+            return dict(rows.fetchall())
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    world = World(tmp_path, random.Random(20101201))
+    yield world
+    world.lake.close()
+
+
+def sale(key: int, world: World) -> dict[str, Any]:
+    day, price = world.random.randint(1, 9), world.random.randint(100, 99999)
+    return sale_row(
+        f"S-{key}",
+        quantity=world.random.randint(1, 99),
+        sold_at=f"2010-12-{day:02d}T08:00:00Z",
+        unit_price=f"{Decimal(price) / 10000:.4f}",
+        country=world.random.choice(["France", None, "Ünïted"]),
+    )
+
+
+def chaos(world: World, rounds: int) -> None:
+    """Changes of every kind to several tables, out of order."""
+    for version in world.random.sample(range(1, rounds + 1), rounds):
+        keys = world.random.sample(range(30), 6)
+        world.land(
+            Sale,
+            *({"after": sale(key, world), "version": version} for key in keys[:3]),
+            {"key": {"sale_id": f"S-{keys[3]}"}, "version": version},
+            {"key": {"sale_id": f"S-{keys[4]}"}, "patch": {"quantity": 7}, "version": version},
+        )
+        product = product_row(str(keys[0]), price=f"{version}.5000")
+        world.land(Product, {"after": product, "version": version})
+        rate = rate_row("USD", f"2010-{1 + version % 9:02d}-03", rate=f"1.{version:06d}")
+        world.land(ExchangeRate, {"after": rate, "version": version})
+
+
+def shown(rows: pa.Table, key: tuple[str, ...]) -> list[dict[str, Any]]:
+    return sorted(rows.to_pylist(), key=lambda row: [str(row[name]) for name in key])
+
+
+def test_every_reader_sees_the_same_in_every_table_at_every_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chaos(world, 12)
+    sales = world.lake.current("sales").rows
+    first = history(sales.view().table)[2].snapshot_id
+    Rollback(world.lake, Sale, now=lambda: datetime.now(UTC), by="test").run(first)
+    monkeypatch.setattr("lake.compaction.IDLE", timedelta(seconds=-9))
+    Maintenance(world.lake, now=lambda: datetime.now(UTC)).run(TABLES)
+
+    compared = 0
+    for name, location in world.pointers().items():
+        contract = TABLES[name.removesuffix("_tombstones")]
+        table = StaticTable.from_metadata(location)
+        current = world.lake.current(contract.table)
+        keyed = current.tombstones if name.endswith("_tombstones") else current.rows
+        ours = shown(keyed.read_all(keyed.view()), contract.key)
+        moments = [None, *(one.snapshot_id for one in history(keyed.view().table)[::4])]
+        for moment in moments:
+            seen = {by: shown(read(table, moment), contract.key) for by, read in READERS.items()}
+            expected = ours if moment is None else seen["pyiceberg"]
+            assert seen == dict.fromkeys(READERS, expected), f"{name} at {moment}"
+            compared += 1
+    assert compared >= 15
+
+
+# A reader that loops while everything happens
+
+KEYS = 24
+EACH = 100
+
+
+@dataclass
+class Torn:
+    """What a reader saw that it must not."""
+
+    seen: list[str] = field(default_factory=list)
+    reads: int = 0
+
+
+def pairs(world: World) -> None:
+    """Rows whose quantities are moved from one to another: their sum never changes."""
+    rows = [money(key, EACH) for key in range(KEYS)]
+    world.land(Sale, *({"after": row, "version": 1} for row in rows))
+
+
+def money(key: int, quantity: int) -> dict[str, Any]:
+    return sale_row(f"S-{key}", quantity=quantity, sold_at=f"2010-12-{1 + key % 4:02d}T08:00:00Z")
+
+
+def transfers(world: World, commits: int) -> None:
+    """Each moves an amount from one row to another, across partitions, in one batch; now and then
+    a batch of others comes and goes.
+    """
+    held = dict.fromkeys(range(KEYS), EACH)
+    for version in range(2, commits + 2):
+        giver, taker = world.random.sample(range(KEYS), 2)
+        amount = world.random.randint(1, 9)
+        held[giver], held[taker] = held[giver] - amount, held[taker] + amount
+        both = [{"after": money(key, held[key]), "version": version} for key in (giver, taker)]
+        world.land(Sale, *both)
+        if version % 40 == 0:
+            back = history(world.lake.current("sales").rows.view().table)[-3].snapshot_id
+            Rollback(world.lake, Sale, now=lambda: datetime.now(UTC), by="test").run(back)
+            rows = world.lake.rows("sales").to_pylist()
+            held = {int(row["sale_id"][2:]): row["quantity"] for row in rows}
+            # What comes next must be newer than the rollback took.
+            top = max(row["_version"] for row in rows)
+            assert top <= version + 1
+
+
+@dataclass
+class FastClock:
+    """A clock on which an hour takes some seconds: maintenance sees days go by."""
+
+    hour_s: float
+
+    def __post_init__(self) -> None:
+        self.began, self.origin = time.monotonic(), datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.origin + timedelta(hours=1) * ((time.monotonic() - self.began) / self.hour_s)
+
+
+def maintaining(site: LakeSite, ended: threading.Event, hour_s: float) -> dict[str, int]:
+    """Maintain over and over, as a process of its own would; what it did."""
+    lake, done = site.open(), {"merged": 0, "deleted": 0, "refused": 0, "runs": 0}
+    maintenance = Maintenance(lake, now=FastClock(hour_s), grace=GRACE_MIN)
+    while not ended.wait(0.05):
+        for one in maintenance.run([Sale]):
+            done["merged"] += one.tidied.merged
+            done["deleted"] += one.vacuumed.deleted
+            done["refused"] += one.outcome == "refused"
+        done["runs"] += 1
+    lake.close()
+    return done
+
+
+def looping(world: World, ended: threading.Event) -> Torn:
+    """Count and sum without a pause through pyiceberg and DuckDB, from the catalog's pointer."""
+    torn = Torn()
+    with iceberg() as connection:
+        while not ended.is_set():
+            location = world.pointers()["sales"]
+            total = "count(*), sum(quantity)::BIGINT"
+            duck = connection.sql(scan(location, columns=total)).fetchone()
+            rows = StaticTable.from_metadata(location).scan(selected_fields=("quantity",))
+            column = rows.to_arrow().column("quantity").to_pylist()
+            for by, seen in (("duckdb", duck), ("pyiceberg", (len(column), sum(column)))):
+                if seen != (KEYS, KEYS * EACH):
+                    torn.seen.append(f"{by}: {seen} in {location}")
+            torn.reads += 1
+    return torn
+
+
+def run_beside(world: World, commits: int, hour_s: float) -> tuple[Torn, dict[str, int]]:
+    """Write while a reader and maintenance run; what they saw and did. Their faults are ours."""
+    pairs(world)
+    ended = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        reader = pool.submit(looping, world, ended)
+        keeper = pool.submit(maintaining, world.site, ended, hour_s)
+        try:
+            transfers(world, commits)
+        finally:
+            ended.set()
+        return reader.result(), keeper.result()
+
+
+def test_a_looping_reader_sees_whole_states_beside_commits_maintenance_and_rollbacks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lake.compaction.IDLE", timedelta(seconds=-9))
+
+    # An hour of eight seconds: no commit takes as long, and nothing is deleted in so short a time.
+    torn, done = run_beside(world, 90, hour_s=8.0)
+
+    assert torn.seen == []
+    assert torn.reads > 5
+    assert (done["refused"], done["runs"] > 2) == (0, True)
+
+
+@pytest.mark.long
+def test_a_looping_reader_sees_whole_states_for_a_thousand_commits_while_files_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lake.compaction.IDLE", timedelta(seconds=-9))
+
+    torn, done = run_beside(world, 1000, hour_s=8.0)
+
+    assert torn.seen == []
+    assert torn.reads > 100
+    assert done["refused"] == 0
+    assert done["deleted"] > 100
+
+
+# A thousand small batches
+
+
+@dataclass
+class Figures:
+    """What many commits left and took."""
+
+    commit_s: list[float] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    metadata_bytes: int = 0
+
+    def median_of(self, part: slice) -> float:
+        ordered = sorted(self.commit_s[part])
+        return ordered[len(ordered) // 2]
+
+
+def small_batches(world: World, batches: int) -> Figures:
+    """Batches of some changes to a table of nine days, and what is left of them.
+
+    The table is full when they begin: the first and the last have the same to do.
+    """
+    figures, keys_of_all = Figures(), range(600)
+    world.land(Sale, *({"after": sale(key, world), "version": 1} for key in keys_of_all))
+    world.land(Sale, *({"key": {"sale_id": f"S-{key}"}, "version": 2} for key in range(0, 600, 5)))
+    for version in range(3, batches + 3):
+        keys = world.random.sample(keys_of_all, 5)
+        events = [
+            placed(Sale, next(world.at), after=sale(key, world), version=version)
+            for key in keys[:4]
+        ]
+        events.append(
+            placed(Sale, next(world.at), key={"sale_id": f"S-{keys[4]}"}, version=version)
+        )
+        changed = batch(Sale, events)
+        # CPU, not the clock on the wall: what others do on this machine is no concern.
+        began = time.process_time()
+        world.lake.apply("sales", changed, {})
+        figures.commit_s.append(time.process_time() - began)
+    current = world.lake.current("sales")
+    for keyed in (current.rows, current.tombstones):
+        view = keyed.view()
+        by_partition: dict[str, int] = {}
+        for file in view.files:
+            folder = file.file_path.rpartition("/")[0]
+            by_partition[folder] = by_partition.get(folder, 0) + 1
+        figures.files += by_partition.values()
+        figures.metadata_bytes = max(figures.metadata_bytes, needed_bytes(keyed.view().table))
+    return figures
+
+
+def needed_bytes(table: Any) -> int:
+    """Bytes of the metadata that a reader of the current state, or a commit, needs."""
+    snapshot = table.current_snapshot()
+    manifests = snapshot.manifests(table.io)
+    paths = [table.metadata_location, snapshot.manifest_list]
+    paths += [one.manifest_path for one in manifests]
+    return sum(len(table.io.new_input(path)) for path in paths)
+
+
+def test_small_batches_leave_few_files_and_little_metadata(world: World) -> None:
+    figures = small_batches(world, 120)
+
+    assert max(figures.files) <= 2
+    assert figures.metadata_bytes < 256 * 1024
+
+
+@pytest.mark.long
+def test_a_thousand_small_batches_cost_the_last_what_the_first_cost(world: World) -> None:
+    figures = small_batches(world, 1000)
+
+    first, last = figures.median_of(slice(0, 100)), figures.median_of(slice(-100, None))
+    print(f"\ncommit CPU, median: first 100 {first:.4f} s, last 100 {last:.4f} s")
+    print(f"metadata {figures.metadata_bytes:,} bytes, files {max(figures.files)}")
+    assert max(figures.files) <= 2
+    assert figures.metadata_bytes < 2 * 1024 * 1024
+    assert last <= 1.3 * first
