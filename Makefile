@@ -8,6 +8,9 @@ SAM := $(VENV)/sam/bin/sam
 CHECKOV := $(VENV)/checkov/bin/checkov
 export SAM_CLI_TELEMETRY := 0
 
+# In order of their names: what takes long (e2e) comes early, and no worker is left alone with it at the end.
+TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help setup tools demo up test long fuzz chaos check build local-deploy local-aws bench lock clean
 
@@ -48,7 +51,7 @@ up: setup ## Run the pipeline until Ctrl-C and print its addresses
 	@$(BIN)/freshet up
 
 long: fuzz chaos ## What takes minutes: ten million fuzz inputs, the chaos run, the long tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -q -m long
+	@$(BIN)/python -m pytest $(TWO_CORES) -q -m long
 
 fuzz: setup ## Ten million inputs for the decoders
 	@$(BIN)/python -m tests.fuzz.decoders --runs 10000000 --jobs 2
@@ -57,7 +60,7 @@ chaos: setup ## 100,000 events, poison, crashes, splits and merges through the l
 	@$(BIN)/python -m tests.chaos.run --events 100000
 
 test: setup $(SAM) ## All tests, on both cores
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	@$(BIN)/python -m pytest $(TWO_CORES) -q
 
 check: tools ## Formatting, lint, types, template, policies and contracts
 	@$(BIN)/ruff format --check .

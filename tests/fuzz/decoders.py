@@ -113,7 +113,7 @@ class Worker:
 
     def tell(self) -> None:
         """Write the figures; raises where memory grew beyond its bound."""
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak_mb = _peak_mb()
         tally = self._tally
         figures = {
             "inputs": tally.inputs,
@@ -130,6 +130,12 @@ class Worker:
         if peak_mb > RESIDENT_MB_MAX:
             print(f"memory grew to {peak_mb} MB", file=sys.stderr)
             _leave(1)
+
+
+def _peak_mb() -> int:
+    """The most memory this process ever held. `getrusage` would count its parent's before exec."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 def _leave(code: int) -> NoReturn:

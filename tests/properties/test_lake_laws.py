@@ -36,7 +36,7 @@ from lake.steps import Step
 from lake.testing import LakeSite, batch, placed, told, waiting
 from lake.tombstones import floor_of
 
-SCHEDULES = 400
+SCHEDULES, SCHEDULES_LONG = 120, 1500
 WRITERS = 3
 
 
@@ -265,15 +265,30 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("laws") / "catalog.db"
 
 
-@settings(
-    max_examples=SCHEDULES,
+UNHURRIED = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+
+
+@settings(UNHURRIED, max_examples=SCHEDULES)
 @given(schedule=schedules())
 def test_every_schedule_reaches_the_models_table(
     schedule: Schedule, catalog: Path, counter: Counter[str]
 ) -> None:
+    assert_converges(schedule, catalog, counter)
+
+
+@pytest.mark.long
+@settings(UNHURRIED, max_examples=SCHEDULES_LONG)
+@given(schedule=schedules())
+def test_many_schedules_reach_the_models_table(
+    schedule: Schedule, catalog: Path, counter: Counter[str]
+) -> None:
+    assert_converges(schedule, catalog, counter)
+
+
+def assert_converges(schedule: Schedule, catalog: Path, counter: Counter[str]) -> None:
     counter["run"] += 1
     site = LakeSite(MemoryObjects(), catalog, tables=TABLES, database=f"run{counter['run']}")
     run = Run(schedule, site)
