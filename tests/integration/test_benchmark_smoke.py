@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.long  # contenders take their time
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120
 CHECKED = ("freshet", "deltalake", "deltalake-told", "pandas", "upsert")

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_100_changes_in_100_000_rows_are_100_events_within_time_and_memory() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "poll.py"), "--json"],
