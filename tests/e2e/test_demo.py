@@ -92,6 +92,7 @@ def test_the_month_equals_pandas_and_is_told_as_json(freshet: Run, tmp_path: Pat
     assert sum(row["records"] for row in report["quarantined"]) == 7
 
 
+@pytest.mark.long
 def test_a_demo_repeats_itself_and_reads_well(freshet: Run, tmp_path: Path, two_days: Path) -> None:
     home = tmp_path / "home"
     for _ in range(2):

@@ -13,6 +13,8 @@ from freshet.tables import Sale
 from freshet.testing import sale_row
 from lake.subject import Request
 
+pytestmark = pytest.mark.long  # each command starts a pipeline; what it does is tested below
+
 CUSTOMER, OTHER = "customer-4711", "customer-0815"
 SENT = [
     {"after": sale_row("E-1", customer_id=CUSTOMER), "version": 1},

@@ -22,6 +22,8 @@ from local.localstack import PLATZI_SECRET
 from local.sample import ECB_RATES
 from local.sample.ecb import Ecb
 
+pytestmark = pytest.mark.long  # every command once more, over another AWS
+
 SALE = json.dumps({"after": sale_row("A-1"), "version": 1})
 
 

@@ -53,6 +53,7 @@ def maintain(freshet: Run, home: Path, *options: str) -> dict[str, Any]:
     return dict(rows)
 
 
+@pytest.mark.long
 def test_it_frees_what_nothing_needs_beside_a_running_pipeline(
     freshet: Run, freshet_up: Start, tmp_path: Path
 ) -> None:

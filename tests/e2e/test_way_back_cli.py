@@ -23,6 +23,8 @@ from local.delivery import (
 from local.runtime import FAILURES_BUCKET, STREAM, Home, Pipeline, local_aws
 from local.shards import StreamRecord
 
+pytestmark = pytest.mark.long  # each command starts a pipeline; what they do is tested below
+
 # A row of a database whose columns have names of their own, as Debezium sends it.
 DEBEZIUM = {
     "before": None,
