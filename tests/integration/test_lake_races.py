@@ -90,7 +90,9 @@ def races() -> Iterator[Race]:
         yield Race(own, theirs, OWN, step, they_are_earlier=True)
 
 
-@pytest.mark.parametrize("before", ["nothing", "row", "delete"])
+@pytest.mark.parametrize(
+    "before", ["nothing", pytest.param("row", marks=pytest.mark.long), "delete"]
+)
 def test_every_pair_of_changes_at_every_step_converges(before: str, tmp_path: Path) -> None:
     site, stream = LakeSite(MemoryObjects(), tmp_path / "catalog.db"), Stream()
     intruder = Intruder(site.open())
