@@ -102,17 +102,23 @@ def erase(
         if dry_run:
             _tell(found, as_json=as_json)
             return
-        if not found.is_anything and not eraser.is_begun:
+        # Asked for once more, earlier versions can go although nothing else is left.
+        if not (found.is_anything or eraser.is_begun or purge_versions):
             raise Failed(f"nothing is held of that in {table!r}: nothing was erased")
         if not yes:
-            _tell_found(contract.table, found)
-            if not typer.confirm("Erase?", err=True):
-                raise Failed("nothing was erased")
-        done = eraser.erase()
+            _require_consent(contract.table, found)
+        # First: killed after the erasure, a second run finds nothing and would leave the views.
         _forget_gold(context, home, back)
+        done = eraser.erase()
         purged = _purge(back, contract) if purge_versions else 0
     _tell(done, as_json=as_json)
     _tell_rest(done, purged)
+
+
+def _require_consent(table: str, found: Erased) -> None:
+    _tell_found(table, found)
+    if not typer.confirm("Erase?", err=True):
+        raise Failed("nothing was erased")
 
 
 @contextmanager

@@ -84,6 +84,15 @@ def test_what_nobody_holds_ends_no_history(freshet: Run, home: Path) -> None:
     assert freshet(home, "history", "sales", "--json").json == before
 
 
+def test_earlier_versions_can_go_after_an_erasure_that_was_cut_short(
+    freshet: Run, home: Path
+) -> None:
+    again = freshet(home, "erase", "sales", "E-99", "--yes", "--purge-versions")
+
+    assert again.code == 0, again.err
+    assert "deleting earlier versions" in again.err
+
+
 def test_gold_views_that_were_materialised_hold_nothing_of_what_is_erased(
     freshet: Run, home: Path, tmp_path: Path
 ) -> None:
