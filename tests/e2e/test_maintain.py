@@ -66,21 +66,29 @@ def test_it_frees_what_nothing_needs_beside_a_running_pipeline(
         stray = "lake/freshet/sales/data/stray.parquet"
         client.put_object(Bucket=BUCKET, Key=stray, Body=b"of a dead commit")
 
-        first = maintain(freshet, home)
+        reports = {"first": maintain(freshet, home)}
         days_go_by(client, 2)
-        second = maintain(freshet, home)
+        reports["second"] = maintain(freshet, home)
         days_go_by(client, 2)
-        dry = maintain(freshet, home, "--dry-run")
-        last = maintain(freshet, home)
+        reports["dry"] = maintain(freshet, home, "--dry-run")
+        assert is_there(client, stray), "a dry run deletes nothing"
+        reports["last"] = maintain(freshet, home)
+        assert not is_there(client, stray)
         post(running.url, sale("A-2"))
         until(lambda: "A-2" in sales(freshet, home), QUERYABLE_S_MAX, "the next change")
-        left = client.list_objects_v2(Bucket=BUCKET, Prefix=stray).get("KeyCount")
         assert running.stop(signal.SIGTERM) == 0
 
-    assert (first["outcome"], first["waiting"], first["marked"]) == ("done", 1, 1)
-    assert (second["waiting"], second["marked"], second["deleted"]) == (1, 0, 0)
-    assert (dry["deleted"], dry["left"]) == (0, 1)
-    assert (last["deleted"], last["left"], left) == (1, 0, 0)
+    # Beside the stray lies what a query and the consumer left that made the table at once.
+    assert {report["outcome"] for report in reports.values()} == {"done"}
+    assert reports["first"]["marked"] == reports["first"]["waiting"] >= 1
+    assert (reports["second"]["waiting"] >= 1, reports["second"]["deleted"]) == (True, 0)
+    assert (reports["dry"]["left"] >= 1, reports["dry"]["deleted"]) == (True, 0)
+    assert (reports["last"]["left"], reports["last"]["deleted"]) == (0, reports["dry"]["left"])
+    assert sales(freshet, home).keys() == {"A-1", "A-2"}
+
+
+def is_there(client: Any, key: str) -> bool:
+    return bool(client.list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"])
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 
 # Pixels of the drawing's own grid; the page scales it.
-BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN, HEAD_H = 212, 28, 84, 12, 16, 34
+BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN, HEAD_H = 216, 30, 44, 12, 4, 34
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#1c2733}.head{font-size:11px;fill:#5b6b7b}"
+    "text{font:14px system-ui,sans-serif;fill:#1c2733}.head{font-size:13px;fill:#5b6b7b}"
     "rect{fill:#f4f7fa;stroke:#b9c7d3}.table rect{fill:#dff1f7;stroke:#0b6e8f}"
     ".gold rect{fill:#fdf3d7;stroke:#b98900}path{fill:none;stroke:#9fb1bf;stroke-width:1.2}"
     "@media(prefers-color-scheme:dark){text{fill:#dfe8ef}.head{fill:#93a5b5}"
@@ -71,7 +71,7 @@ def _box(name: str, kind: str, place: tuple[int, int]) -> str:
     x, y = place
     return (
         f'<g class="{kind}"><rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="6"/>'
-        f'<text x="{x + 10}" y="{y + 18}">{escape(name)}</text></g>'
+        f'<text x="{x + 10}" y="{y + 20}">{escape(name)}</text></g>'
     )
 
 

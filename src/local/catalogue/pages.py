@@ -113,7 +113,9 @@ def _navigation(page: Page, pages: Sequence[Page]) -> str:
             group = one.group
             lines.append(f"<h2>{escape(group)}</h2>")
         here = ' aria-current="page"' if one is page else ""
-        lines.append(f'<a href="{one.name}.html"{here}>{escape(one.title)}</a>')
+        # A name too long for its line breaks between its words.
+        title = escape(one.title).replace("_", "_<wbr>")
+        lines.append(f'<a href="{one.name}.html"{here}>{title}</a>')
     return "\n".join(lines) + "\n"
 
 
