@@ -29,7 +29,7 @@ class Chapter:
 
 
 def why(lake: Lake, table: str, key: str) -> list[Chapter]:
-    """Every event of a key (`freshet.event.key_text`) in stream order, redeliveries told once; and
+    """Every event of a key (`freshet.event.key_text`) as they came, redeliveries told once; and
     the truncations of its table, which are deletes of every key.
     """
     parts = [part.filter(_concerns(part, key)) for part in lake.log(CHANGE_LOG, table)]
@@ -55,7 +55,8 @@ def _concerns(part: pa.Table, key: str) -> Any:
 def explain(events: list[dict[str, Any]]) -> list[Chapter]:
     """Judge logged events of one key as the merge did: pure. Truncations alone make no story."""
     once = {event["position"]: event for event in events}
-    ordered = [once[position] for position in sorted(once)]
+    # As they came: the place of a rollback's event, made to lose ties, says nothing of when.
+    ordered = sorted(once.values(), key=lambda event: (event["arrived_at"], event["position"]))
     if all(_is_truncation(event) for event in ordered):
         return []
     story = _Story()

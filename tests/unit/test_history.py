@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import given
@@ -20,6 +21,7 @@ def event(
         "key": "A-1",
         "version": version,
         "position": f"{at:05d}",
+        "arrived_at": datetime(2026, 11, 21, tzinfo=UTC) + timedelta(seconds=at),
         "after": None if after is None else json.dumps(after),
         "patch": None if patch is None else json.dumps(patch),
     }
@@ -43,6 +45,15 @@ def test_a_single_change_is_current() -> None:
 
 def test_a_newer_change_supersedes_the_older() -> None:
     assert told(event(1, 10, {"n": 1}), event(2, 11, {"n": 2})) == [
+        ("superseded", "first change of this key, until version 11"),
+        ("current", "newer than version 10"),
+    ]
+
+
+def test_what_a_rollback_logged_is_told_when_it_came_not_where_it_sorts() -> None:
+    rolled_back = event(2, 11, {"n": 0}) | {"position": "!00001"}
+
+    assert told(event(1, 10, {"n": 1}), rolled_back) == [
         ("superseded", "first change of this key, until version 11"),
         ("current", "newer than version 10"),
     ]
