@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -114,11 +115,13 @@ def lock_text(tables: Mapping[str, LockedTable]) -> str:
 def read_lock(text: str, file: str = "contracts.lock") -> dict[str, LockedTable]:
     """What `lock_text` wrote; `file` is named where it is none. Raises `LockError`."""
     try:
-        body = yaml.safe_load(text) or {}
-        return {str(name): _read_table(one) for name, one in body.items()}
+        tables = {str(name): _read_table(one) for name, one in yaml.safe_load(text).items()}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         detail = f"is no lock of contracts ({' '.join(str(error).split())})"
         raise LockError(file, detail) from error
+    if not tables:  # what was cut short must not pass for a project's first lock
+        raise LockError(file, "names no contract")
+    return tables
 
 
 def changes(
@@ -273,11 +276,19 @@ def _of_table(
         advice = "quarantined lines name it: it only grows"
         yield None, f"contract_version {old.version} became {new.version}", advice
     if new.trusts != old.trusts:
-        yield None, f"trusts {', '.join(new.trusts)}, trusted {', '.join(old.trusts)}", None
+        yield _of_trust(old.trusts, new.trusts)
     if new.description != old.description:
         yield None, "is described otherwise", None
     if new.version > old.version:
         yield None, f"contract_version {old.version} became {new.version}", None
+
+
+def _of_trust(old: tuple[str, ...], new: tuple[str, ...]) -> _Change:
+    """Patterns of sources: each of before must be within one of now."""
+    what = f"trusts {', '.join(new)}, trusted {', '.join(old)}"
+    dropped = [one for one in old if not any(fnmatchcase(one, wide) for wide in new)]
+    advice = f"what still comes from {', '.join(dropped)} would be refused: keep it in `trusts`"
+    return None, what, advice if dropped else None
 
 
 def _parted(text: str, became: Mapping[str, str | None] | None = None) -> tuple[str, str | None]:

@@ -91,4 +91,5 @@ def _is_current(lock: Path) -> bool:
 
 def _print(found: Sequence[ContractChange], *, as_json: bool) -> None:
     rows = [(one.table, one.column, one.what, one.is_allowed, one.advice) for one in found]
-    print_rows(COLUMNS, rows, Format.JSON if as_json else Format.TABLE)
+    if rows or as_json:
+        print_rows(COLUMNS, rows, Format.JSON if as_json else Format.TABLE)

@@ -177,6 +177,27 @@ def test_a_table_may_come_and_may_not_go() -> None:
     assert (gone.table, gone.is_allowed) == ("one", False)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "allowed"),
+    [
+        (("*",), ("debezium/*",), False),
+        (("debezium/*", "http"), ("debezium/*",), False),
+        (("debezium/shop",), ("debezium/*",), True),
+        (("debezium/*",), ("*",), True),
+        (("http",), ("http", "poller/*"), True),
+    ],
+)
+def test_a_source_that_was_trusted_stays_trusted(
+    before: tuple[str, ...], now: tuple[str, ...], allowed: bool
+) -> None:
+    old, new = (contract(COLUMNS, trusts=one) for one in (before, now))
+
+    [found] = changes(locked([old]), locked([new]))
+
+    assert found.is_allowed is allowed
+    assert f"trusts {', '.join(now)}" in found.what
+
+
 def test_a_lock_is_read_back_as_it_was_written() -> None:
     rich = contract(
         {
@@ -196,7 +217,16 @@ def test_a_lock_is_read_back_as_it_was_written() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [", "a: 1", "a: {version: 1}", "- a", lock_text(locked(TABLES)).replace("text(", "t(")],
+    [
+        "",
+        "{}",
+        "# nothing\n",
+        "a: [",
+        "a: 1",
+        "a: {version: 1}",
+        "- a",
+        lock_text(locked(TABLES)).replace("text(", "t("),
+    ],
 )
 def test_what_is_no_lock_is_refused_in_words(text: str) -> None:
     with pytest.raises(LockError, match="version control"):
