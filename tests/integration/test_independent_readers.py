@@ -10,6 +10,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Self
 
 import datafusion
 import duckdb
@@ -33,6 +35,7 @@ from freshet.tables import TABLES, ExchangeRate, Product, Sale
 from freshet.testing import product_row, rate_row, sale_row
 from lake.maintain import Maintenance
 from lake.rollback import Rollback
+from lake.table import View
 from lake.testing import LakeSite, batch, placed
 from lake.travel import history
 from lake.vacuum import GRACE_MIN
@@ -101,6 +104,12 @@ class World:
         )
         self.lake = self.site.open()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lake.close()
+
     def land(self, contract: type[Contract], *changes: dict[str, Any]) -> None:
         events = [placed(contract, next(self.at), **change) for change in changes]
         self.lake.apply(contract.table, batch(contract, events), {})
@@ -115,9 +124,8 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
-    world = World(tmp_path, random.Random(20101201))
-    yield world
-    world.lake.close()
+    with World(tmp_path, random.Random(20101201)) as world:
+        yield world
 
 
 def sale(key: int, world: World) -> dict[str, Any]:
@@ -311,50 +319,38 @@ def test_a_looping_reader_sees_whole_states_for_a_thousand_commits_while_files_g
 
 
 @dataclass
-class Figures:
-    """What many commits left and took."""
+class SmallBatches:
+    """Batches of five changes each, over 600 sales of nine days, landed one after the other."""
 
+    world: World
     commit_s: list[float] = field(default_factory=list)
-    files: list[int] = field(default_factory=list)
-    metadata_bytes: int = 0
 
-    def median_of(self, part: slice) -> float:
-        ordered = sorted(self.commit_s[part])
-        return ordered[len(ordered) // 2]
-
-
-def small_batches(world: World, batches: int) -> Figures:
-    """Batches of some changes to a table of nine days, and what is left of them.
-
-    The table is full when they begin: the first and the last have the same to do.
-    """
-    figures, keys_of_all = Figures(), range(600)
-    world.land(Sale, *({"after": sale(key, world), "version": 1} for key in keys_of_all))
-    world.land(Sale, *({"key": {"sale_id": f"S-{key}"}, "version": 2} for key in range(0, 600, 5)))
-    for version in range(3, batches + 3):
-        keys = world.random.sample(keys_of_all, 5)
+    def land(self) -> None:
+        version = len(self.commit_s) + 1
+        *changed, deleted = self.world.random.sample(range(600), 5)
         events = [
-            placed(Sale, next(world.at), after=sale(key, world), version=version)
-            for key in keys[:4]
+            placed(Sale, next(self.world.at), after=sale(key, self.world), version=version)
+            for key in changed
         ]
-        events.append(
-            placed(Sale, next(world.at), key={"sale_id": f"S-{keys[4]}"}, version=version)
-        )
-        changed = batch(Sale, events)
+        key = {"sale_id": f"S-{deleted}"}
+        events.append(placed(Sale, next(self.world.at), key=key, version=version))
+        changes = batch(Sale, events)
         # CPU, not the clock on the wall: what others do on this machine is no concern.
         began = time.process_time()
-        world.lake.apply("sales", changed, {})
-        figures.commit_s.append(time.process_time() - began)
-    current = world.lake.current("sales")
-    for keyed in (current.rows, current.tombstones):
-        view = keyed.view()
-        by_partition: dict[str, int] = {}
-        for file in view.files:
-            folder = file.file_path.rpartition("/")[0]
-            by_partition[folder] = by_partition.get(folder, 0) + 1
-        figures.files += by_partition.values()
-        figures.metadata_bytes = max(figures.metadata_bytes, needed_bytes(keyed.view().table))
-    return figures
+        self.world.lake.apply("sales", changes, {})
+        self.commit_s.append(time.process_time() - began)
+
+    def tables(self) -> Iterator[View]:
+        current = self.world.lake.current("sales")
+        yield from (keyed.view() for keyed in (current.rows, current.tombstones))
+
+    def files_max(self) -> int:
+        """Live files of the partition that has most."""
+        folders = [file.file_path.rpartition("/")[0] for v in self.tables() for file in v.files]
+        return max(Counter(folders).values())
+
+    def metadata_bytes(self) -> int:
+        return max(needed_bytes(view.table) for view in self.tables())
 
 
 def needed_bytes(table: Any) -> int:
@@ -367,19 +363,33 @@ def needed_bytes(table: Any) -> int:
 
 
 def test_small_batches_leave_few_files_and_little_metadata(world: World) -> None:
-    figures = small_batches(world, 120)
+    batches = SmallBatches(world)
+    for _ in range(120):
+        batches.land()
 
-    assert max(figures.files) <= 2
-    assert figures.metadata_bytes < 256 * 1024
+    assert batches.files_max() <= 2
+    assert batches.metadata_bytes() < 256 * 1024
 
 
 @pytest.mark.long
-def test_a_thousand_small_batches_cost_the_last_what_the_first_cost(world: World) -> None:
-    figures = small_batches(world, 1000)
+def test_a_thousand_small_batches_cost_the_last_what_the_first_cost(
+    world: World, tmp_path: Path
+) -> None:
+    """The last hundred of a lake take turns with the first hundred of another: a machine that is
+    slower for a while is so for both.
+    """
+    old = SmallBatches(world)
+    for _ in range(900):
+        old.land()
+    with World(tmp_path / "new", random.Random(20101201)) as empty:
+        new = SmallBatches(empty)
+        for _ in range(100):
+            old.land()
+            new.land()
 
-    first, last = figures.median_of(slice(0, 100)), figures.median_of(slice(-100, None))
+    first, last = median(new.commit_s), median(old.commit_s[-100:])
     print(f"\ncommit CPU, median: first 100 {first:.4f} s, last 100 {last:.4f} s")
-    print(f"metadata {figures.metadata_bytes:,} bytes, files {max(figures.files)}")
-    assert max(figures.files) <= 2
-    assert figures.metadata_bytes < 2 * 1024 * 1024
+    print(f"metadata {old.metadata_bytes():,} bytes, files {old.files_max()}")
+    assert old.files_max() <= 2
+    assert old.metadata_bytes() < 2 * 1024 * 1024
     assert last <= 1.3 * first
