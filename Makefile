@@ -19,14 +19,16 @@ help: ## Print this help
 
 setup: $(READY) ## Make .venv with the locked dependencies
 
+# Bytecode is made at once: where Python may write none, every command would compile for a second.
 $(READY): requirements/dev.lock requirements/uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Freshet needs Python 3.11 or newer; %s is %d.%d. Try: make setup PYTHON=python3.12" % ((sys.executable,) + v))'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
 	@echo "installing locked dependencies into $(VENV) ..." >&2
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock || \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.lock || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 tools: setup $(SAM) $(CHECKOV) ## Make the environments of SAM CLI and checkov
@@ -40,7 +42,7 @@ $(CHECKOV): requirements/checkov.lock | setup
 define tool
 echo "installing $(1) into $(VENV)/$(1) ..." >&2
 $(PYTHON) -m venv --clear $(VENV)/$(1)
-$(BIN)/uv pip install --quiet --python $(VENV)/$(1)/bin/python --require-hashes -r requirements/$(1).lock
+$(BIN)/uv pip install --quiet --compile-bytecode --python $(VENV)/$(1)/bin/python --require-hashes -r requirements/$(1).lock
 touch $(VENV)/$(1)/bin/$(1)
 endef
 
