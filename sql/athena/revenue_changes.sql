@@ -87,13 +87,23 @@ WITH replayed AS (
 ), ranked AS (
   SELECT
     changes.*,
-    LPAD(
-      CAST(ROW_NUMBER() OVER (PARTITION BY key ORDER BY version, position) AS VARCHAR),
-      12,
-      '0'
-    ) AS newness,
+    ROW_NUMBER() OVER (PARTITION BY key ORDER BY version, position) AS newness,
+    COUNT(*) OVER (PARTITION BY key) AS times_told,
     MAX(CASE WHEN is_patch THEN 1 ELSE 0 END) OVER (PARTITION BY key) AS has_patches
   FROM changes
+), once AS (
+  SELECT
+    sold_on AS day,
+    currency,
+    learned_at,
+    position,
+    key,
+    (
+      quantity - returned_quantity
+    ) * unit_price AS net
+  FROM ranked
+  WHERE
+    times_told = 1 AND op <> 'd' AND NOT is_patch
 ), whole AS (
   SELECT
     key,
@@ -113,17 +123,16 @@ WITH replayed AS (
     ) AS newest
   FROM ranked
   WHERE
-    has_patches = 0
+    has_patches = 0 AND times_told > 1
 ), partial AS (
   SELECT
     key,
     position,
     learned_at,
-    newness,
     MAX(
       CASE
         WHEN NOT is_patch
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(op AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(op AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
@@ -133,7 +142,7 @@ WITH replayed AS (
     MAX(
       CASE
         WHEN NOT sold_on IS NULL
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(sold_on AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(sold_on AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
@@ -143,7 +152,7 @@ WITH replayed AS (
     MAX(
       CASE
         WHEN NOT currency IS NULL
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(currency AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(currency AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
@@ -153,7 +162,7 @@ WITH replayed AS (
     MAX(
       CASE
         WHEN NOT quantity IS NULL
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(quantity AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(quantity AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
@@ -163,7 +172,7 @@ WITH replayed AS (
     MAX(
       CASE
         WHEN NOT returned_quantity IS NULL
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(returned_quantity AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(returned_quantity AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
@@ -173,16 +182,21 @@ WITH replayed AS (
     MAX(
       CASE
         WHEN NOT unit_price IS NULL
-        THEN CONCAT(CAST(newness AS VARCHAR), CAST(unit_price AS VARCHAR))
+        THEN CONCAT(CAST(newness_text AS VARCHAR), CAST(unit_price AS VARCHAR))
       END
     ) OVER (
       PARTITION BY key
       ORDER BY learned_at, position
       ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     ) AS price_by
-  FROM ranked
-  WHERE
-    has_patches = 1
+  FROM (
+    SELECT
+      ranked.*,
+      LPAD(CAST(newness AS VARCHAR), 12, '0') AS newness_text
+    FROM ranked
+    WHERE
+      has_patches = 1
+  ) AS texts
 ), states AS (
   SELECT
     key,
@@ -229,6 +243,18 @@ WITH replayed AS (
     LAG(net) OVER (PARTITION BY key ORDER BY learned_at, position) AS net_before
   FROM cells
 ), moves AS (
+  SELECT
+    day,
+    currency,
+    learned_at,
+    position,
+    key,
+    0 AS net_from,
+    net AS net_to
+  FROM once
+  WHERE
+    net <> 0
+  UNION ALL
   SELECT
     day,
     currency,

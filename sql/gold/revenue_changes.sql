@@ -26,9 +26,16 @@ changes AS (
 ),
 ranked AS (
     SELECT changes.*,
-           lpad(CAST(row_number() OVER (PARTITION BY key ORDER BY version, position) AS varchar), 12, '0') AS newness,
+           row_number() OVER (PARTITION BY key ORDER BY version, position) AS newness,
+           count(*) OVER (PARTITION BY key) AS times_told,
            max(CASE WHEN is_patch THEN 1 ELSE 0 END) OVER (PARTITION BY key) AS has_patches
     FROM changes
+),
+-- Most sales are told of once, and need no more than that.
+once AS (
+    SELECT sold_on AS day, currency, learned_at, position, key, (quantity - returned_quantity) * unit_price AS net
+    FROM ranked
+    WHERE times_told = 1 AND op <> 'd' AND NOT is_patch
 ),
 -- Of whole rows the newest so far says everything.
 whole AS (
@@ -37,31 +44,30 @@ whole AS (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS newest
     FROM ranked
-    WHERE has_patches = 0
+    WHERE has_patches = 0 AND times_told > 1
 ),
 -- Of partial updates the newest so far of each column; what it says follows its rank.
 partial AS (
-    SELECT key, position, learned_at, newness,
-           max(CASE WHEN NOT is_patch THEN newness || op END) OVER (
+    SELECT key, position, learned_at,
+           max(CASE WHEN NOT is_patch THEN newness_text || op END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS row_by,
-           max(CASE WHEN sold_on IS NOT NULL THEN newness || CAST(sold_on AS varchar) END) OVER (
+           max(CASE WHEN sold_on IS NOT NULL THEN newness_text || CAST(sold_on AS varchar) END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS sold_on_by,
-           max(CASE WHEN currency IS NOT NULL THEN newness || currency END) OVER (
+           max(CASE WHEN currency IS NOT NULL THEN newness_text || currency END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS currency_by,
-           max(CASE WHEN quantity IS NOT NULL THEN newness || CAST(quantity AS varchar) END) OVER (
+           max(CASE WHEN quantity IS NOT NULL THEN newness_text || CAST(quantity AS varchar) END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS quantity_by,
-           max(CASE WHEN returned_quantity IS NOT NULL THEN newness || CAST(returned_quantity AS varchar) END) OVER (
+           max(CASE WHEN returned_quantity IS NOT NULL THEN newness_text || CAST(returned_quantity AS varchar) END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS returned_by,
-           max(CASE WHEN unit_price IS NOT NULL THEN newness || CAST(unit_price AS varchar) END) OVER (
+           max(CASE WHEN unit_price IS NOT NULL THEN newness_text || CAST(unit_price AS varchar) END) OVER (
                PARTITION BY key ORDER BY learned_at, position ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
            ) AS price_by
-    FROM ranked
-    WHERE has_patches = 1
+    FROM (SELECT ranked.*, lpad(CAST(newness AS varchar), 12, '0') AS newness_text FROM ranked WHERE has_patches = 1) AS texts
 ),
 states AS (
     SELECT key, position, learned_at, op <> 'd' AS is_there, sold_on, currency, net
@@ -89,6 +95,10 @@ steps AS (
     FROM cells
 ),
 moves AS (
+    SELECT day, currency, learned_at, position, key, 0 AS net_from, net AS net_to
+    FROM once
+    WHERE net <> 0
+    UNION ALL
     SELECT day, currency, learned_at, position, key, net_before AS net_from, net AS net_to
     FROM steps
     WHERE day = day_before AND currency = currency_before AND net <> net_before
