@@ -3,9 +3,10 @@
 Four lives of the event source mapping consume a stream that splits and merges under them; sandboxes
 are killed at every step of the lake, calls to the store fail, batches come twice, some are given
 up, embedded AWS is killed, and half-way the consumer restarts with the next version of the
-contracts. Then what was refused and given up is brought back, and four things must hold: nothing is
-unaccounted for, the counts add up to what was sent, the tables are what the model says, and nothing
-but garbage was left to discard. `python -m tests.chaos.run --events 100000`
+contracts. Then what was refused and given up is brought back, and five things must hold: nothing is
+unaccounted for, the counts add up to what was sent, the tables are what the model says, every
+reader of Iceberg sees them alike, now and in the past, and nothing but garbage was left to discard.
+`python -m tests.chaos.run --events 100000`
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from typing import Any
 from tests.chaos.contracts import SECOND, STREAMS
 from tests.chaos.site import FAILURES_BUCKET, STREAM, Faults, Site, curse_of
 from tests.chaos.traffic import PII_KEY, Meant, Outgoing, Traffic
+from tests.readers import PLANNER, READERS, shown
+from tests.readers import Place as LakePlace
 
 from freshet.arrow import position_of
 from freshet.clock import utc_now
+from freshet.contract import Contract
 from freshet.event import json_row
 from freshet.kinesis import RetainedStream
 from freshet.model import ModelChange, current_state
@@ -44,7 +48,9 @@ from lake.lake import Lake
 from lake.log import CHANGE_LOG, QUARANTINE, RECEIPTS, RESOLUTIONS
 from lake.replay import Again, Wanted, discard, quarantined, replay_quarantine
 from lake.steps import Step
+from lake.table import KeyedTable
 from lake.testing import waiting
+from lake.travel import history
 from lake.verify import verify_table
 from local.delivery import MappingSettings
 from local.failures import Failures, Source, replay_failures
@@ -54,6 +60,8 @@ BATCHES, BATCH_RECORDS_MIN = 100, 45
 # In a run of so many events each step has more than one kill, each life more than one curse.
 LONG_EVENTS, KILLS_LONG, CURSED_LONG = 20_000, 3, 2
 TOLD_MAX = 10
+# Moments of the past that independent readers compare of each table, about.
+PAST_READ = 4
 Place = tuple[str, str]
 Say = Callable[[str], None]
 
@@ -155,6 +163,7 @@ class Run:
             self._bring_back(lake)
             self._check_counts(lake)
             self._check_tables(lake)
+            self._check_readers(lake)
             self._discard_garbage(lake)
             self._check_ledger(lake, "in the end")
         finally:
@@ -241,6 +250,31 @@ class Run:
             self.expect(f"waiting patches of {name}", waits, wanted_waits)
             self.told.setdefault("rows", {})[name] = len(rows)
             self.told["waiting"] = self.told.get("waiting", 0) + len(waits)
+
+    def _check_readers(self, lake: Lake) -> None:
+        """Whoever knows nothing of Freshet reads the same, now and at moments of the past."""
+        os.environ.setdefault(*PLANNER)
+        access = self.site.access()
+        for contract in SECOND:
+            current = lake.current(contract.table)
+            for keyed in (current.rows, current.tombstones):
+                view = keyed.view()
+                place = LakePlace(view.table.metadata_location, access)
+                past = [one.snapshot_id for one in history(view.table)]
+                moments = past[:: len(past) // PAST_READ + 1]
+                for moment in (None, *moments):
+                    self._check_moment(contract, keyed, place, moment)
+                self.told["moments_read"] = self.told.get("moments_read", 0) + 1 + len(moments)
+
+    def _check_moment(
+        self, contract: type[Contract], keyed: KeyedTable, place: LakePlace, moment: int | None
+    ) -> None:
+        seen = {by: shown(read(place, moment), contract.key) for by, read in READERS.items()}
+        ours = seen["pyiceberg"]
+        if moment is None:
+            ours = shown(keyed.read_all(keyed.view()), contract.key)
+        for by, rows in seen.items():
+            self.expect(f"{keyed.spec.name} at {moment or 'the end'} by {by}", rows, ours)
 
     def _truth(self, table: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Rows and waiting patches of a table: by its source database, or by the model."""

@@ -40,6 +40,7 @@ from local.delivery import MappingSettings
 from local.embedded import EmbeddedAws
 from local.invocation import LocalFunction
 from local.mapping import EventSourceMapping, FileCheckpoints, Invocation, S3FailureDestination
+from local.runtime import LakeAccess
 from local.shards import HASH_KEY_MAX, KinesisShards
 
 STREAM, LAKE_BUCKET, FAILURES_BUCKET = "chaos", "chaos-lake", "chaos-failures"
@@ -196,6 +197,17 @@ class Site:
     def objects(self, bucket: str = LAKE_BUCKET) -> S3Objects:
         """What a bucket holds."""
         return S3Objects(self.aws.client("s3"), bucket)
+
+    def access(self) -> LakeAccess:
+        """How readers reach the lake's bucket."""
+        told = self.aws.environment()
+        return LakeAccess(
+            f"s3://{LAKE_BUCKET}",
+            told["AWS_ENDPOINT_URL"],
+            told["AWS_REGION"],
+            told["AWS_ACCESS_KEY_ID"],
+            told["AWS_SECRET_ACCESS_KEY"],
+        )
 
     def open_lake(
         self, tables: Registry, *, objects: Any = None, on_step: OnStep = no_step

@@ -53,6 +53,7 @@ def deployed(home: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
                 process.kill()
 
 
+@pytest.mark.long
 def test_the_lines_that_it_prints_send_a_change_and_query_it(home: Path, freshet: Run) -> None:
     with deployed(home) as (process, said):
         export, curl, query, verify = [shlex.split(line) for line in said if line[:2] == "  "]

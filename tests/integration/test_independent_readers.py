@@ -1,7 +1,5 @@
-"""Readers that know nothing of Freshet: pyiceberg, DuckDB's Iceberg extension, Polars, DataFusion.
-
-They are given a metadata file and nothing else. All must answer alike, for every table and every
-moment that it remembers, and always whole, whatever is done to the tables meanwhile.
+"""Readers that know nothing of Freshet must answer alike, for every table and every moment that it
+remembers, and always whole, whatever is done to the tables meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,13 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
-import datafusion
-import duckdb
-import polars as pl
-import pyarrow as pa
-import pyarrow.dataset as ds
 import pytest
 from pyiceberg.table import StaticTable
+from tests.readers import PLANNER, READERS, Place, iceberg, scan, shown
 
 from freshet.contract import Contract
 from freshet.objects import DirectoryObjects
@@ -39,53 +33,6 @@ from lake.table import View
 from lake.testing import LakeSite, batch, placed
 from lake.travel import history
 from lake.vacuum import GRACE_MIN
-from local.sql import _extension
-
-Reader = Callable[[StaticTable, int | None], pa.Table]
-
-
-def by_pyiceberg(table: StaticTable, snapshot_id: int | None) -> pa.Table:
-    return table.scan(snapshot_id=snapshot_id).to_arrow()
-
-
-def by_duckdb(table: StaticTable, snapshot_id: int | None) -> pa.Table:
-    with iceberg() as connection:
-        return connection.sql(scan(table.metadata_location, snapshot_id)).to_arrow_table()
-
-
-def by_polars(table: StaticTable, snapshot_id: int | None) -> pa.Table:
-    return pl.scan_iceberg(table, snapshot_id=snapshot_id).collect().to_arrow()
-
-
-def by_datafusion(table: StaticTable, snapshot_id: int | None) -> pa.Table:
-    """It has no Iceberg of its own without a compiled companion: the files are what it reads."""
-    planned = table.scan(snapshot_id=snapshot_id).plan_files()
-    paths = [task.file.file_path.removeprefix("file://") for task in planned]
-    context = datafusion.SessionContext()
-    context.register_dataset("rows", ds.dataset(paths, format="parquet"))
-    return context.sql("SELECT * FROM rows").to_arrow_table() if paths else pa.table({})
-
-
-READERS: dict[str, Reader] = {
-    "pyiceberg": by_pyiceberg,
-    "duckdb": by_duckdb,
-    "polars": by_polars,
-    "datafusion": by_datafusion,
-}
-
-
-def iceberg() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-    for name in ("avro", "iceberg"):
-        connection.execute(f"LOAD '{_extension(name)}'")
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
-
-
-def scan(metadata_location: str, snapshot_id: int | None = None, columns: str = "*") -> str:
-    at = "" if snapshot_id is None else f", snapshot_from_id = {snapshot_id}::UBIGINT"
-    path = metadata_location.removeprefix("file://")
-    return f"SELECT {columns} FROM iceberg_scan('{path}'{at})"
 
 
 @dataclass
@@ -123,7 +70,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    monkeypatch.setenv(*PLANNER)
     with World(tmp_path, random.Random(20101201)) as world:
         yield world
 
@@ -155,10 +102,6 @@ def chaos(world: World, rounds: int) -> None:
         world.land(ExchangeRate, {"after": rate, "version": version})
 
 
-def shown(rows: pa.Table, key: tuple[str, ...]) -> list[dict[str, Any]]:
-    return sorted(rows.to_pylist(), key=lambda row: [str(row[name]) for name in key])
-
-
 def test_every_reader_sees_the_same_in_every_table_at_every_moment(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,13 +115,13 @@ def test_every_reader_sees_the_same_in_every_table_at_every_moment(
     compared = 0
     for name, location in world.pointers().items():
         contract = TABLES[name.removesuffix("_tombstones")]
-        table = StaticTable.from_metadata(location)
+        place = Place(location)
         current = world.lake.current(contract.table)
         keyed = current.tombstones if name.endswith("_tombstones") else current.rows
         ours = shown(keyed.read_all(keyed.view()), contract.key)
         moments = [None, *(one.snapshot_id for one in history(keyed.view().table)[::4])]
         for moment in moments:
-            seen = {by: shown(read(table, moment), contract.key) for by, read in READERS.items()}
+            seen = {by: shown(read(place, moment), contract.key) for by, read in READERS.items()}
             expected = ours if moment is None else seen["pyiceberg"]
             assert seen == dict.fromkeys(READERS, expected), f"{name} at {moment}"
             compared += 1
