@@ -35,7 +35,7 @@ BOUND_TO_NOTHING = {
 }
 # Scheduler's own target for that call, and where its queries run.
 START_QUERY = "arn:aws:scheduler:::aws-sdk:athena:startQueryExecution"
-WORKGROUP = f"arn:aws:athena:{PSEUDO['AWS::Region']}:{ACCOUNT}:workgroup/<WorkGroup>"
+GOLD_WORKGROUP = f"arn:aws:athena:{PSEUDO['AWS::Region']}:{ACCOUNT}:workgroup/<GoldWorkGroup>"
 
 
 def rule(function: Rule) -> Rule:
@@ -498,7 +498,7 @@ def schedules_wait_for_nobody_else(stack: Stack) -> Iterator[str]:
         target = schedule["Target"]
         asks = target["Arn"] == START_QUERY
         role, action, place = (
-            ("GoldRole", "athena:StartQueryExecution", WORKGROUP)
+            ("GoldRole", "athena:StartQueryExecution", GOLD_WORKGROUP)
             if asks
             else ("ScheduleRole", "lambda:InvokeFunction", target["Arn"])
         )
@@ -636,7 +636,7 @@ def who_renews_gold_writes_nothing_else(stack: Stack) -> Iterator[str]:
     table = f"{glue}:table/{database}"
     heavy = [view.name for view in load_views() if view.heavy]
     needed = [
-        ("athena:StartQueryExecution", WORKGROUP),
+        ("athena:StartQueryExecution", GOLD_WORKGROUP),
         *(("s3:GetObject", f"{lake}/lake/{log}/a.parquet") for log in ("change_log", "gold/a")),
         *(("s3:PutObject", f"{lake}/lake/gold/{name}/data/a.parquet") for name in heavy),
         *(

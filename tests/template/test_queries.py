@@ -201,7 +201,7 @@ def test_the_schedule_renews_every_heavy_view_with_the_statement_of_its_file() -
         merge = text[text.index("MERGE INTO") :].strip().removesuffix(";")
         assert given["QueryString"].split() == merge.split(), view.name
         assert (given["WorkGroup"], given["QueryExecutionContext"]) == (
-            "<WorkGroup>",
+            "<GoldWorkGroup>",
             {"Database": "freshet"},
         )
         minutes = {name: _minute(asked[name][0]) for name in asked}
