@@ -64,6 +64,8 @@ from lake.table import KeyedTable, Rewrite
 
 # Who says so, in the log: a shard that no stream has, and the source of its deletes.
 ERASED_SHARD, ERASED_BY = "erase", "freshet/erase"
+# What was asked of an erasure, as long as it is not finished.
+NOTES = "erasures"
 # Where the event source mapping puts records that it gave up on, and where `freshet quarantine`
 # moves those that were dealt with.
 FAILURE_PREFIXES = ("aws/lambda/", "replayed/", "discarded/")
@@ -100,6 +102,23 @@ class RebuildUnfinishedError(TerminalError):
             f"table {table!r}: a rebuild of it runs or was killed, and its files hold what is to "
             f"be erased: let `freshet rebuild {table}` end, then erase"
         )
+
+
+class ErasureUnfinishedError(TerminalError):
+    """An erasure of the table runs, or was killed: what it removes must not come back."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        super().__init__(
+            f"table {table!r}: an erasure of it is not finished: run that `freshet erase` again, "
+            "then this (a rollback: to a snapshot that is still there)"
+        )
+
+
+def refuse_unfinished(objects: Objects, table: str) -> None:
+    """Raises `ErasureUnfinishedError` while an erasure of the table runs or was left half-way."""
+    if any(True for _ in objects.list(f"{NOTES}/{table}-")):
+        raise ErasureUnfinishedError(table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +246,7 @@ class Eraser:
         self._files, self._catalog, self._pool = lake.files, lake.catalog, lake.pool
         self._tables = lake.tables
         self._name = digest(request.named().encode())[:40]
-        self._note_key = f"erasures/{self._table}-{self._name}.json"
+        self._note_key = f"{NOTES}/{self._table}-{self._name}.json"
 
     def look(self) -> Erased:
         """What there is to erase, as things are now. Changes nothing."""

@@ -47,6 +47,7 @@ from freshet.errors import ConflictError, TerminalError
 from freshet.event import json_row
 from freshet.receipt import Receipt
 from lake.current import CurrentState
+from lake.erase import refuse_unfinished
 from lake.keys import KeyIndex
 from lake.lake import TOMBSTONE_ROWS_MAX
 from lake.ledger import ContextPool, metered
@@ -132,10 +133,13 @@ def rebuild(
     """Make the table anew from its change log and swap it in.
 
     Raises `NotInLogError` unless `force`, `UnreadableEventError`, `ShadowTakenError`,
-    `ConflictError` (transient), and what `Lake.apply` raises. Then the table is as it was.
+    `ErasureUnfinishedError`, `ConflictError` (transient), and what `Lake.apply` raises. Then the
+    table is as it was.
     """
     began = again.now()
     with metered() as meter, _Shadow(again, contract, file_rows_max) as shadow:
+        # After the shadow was made: an erasure that begins now finds it, and refuses.
+        refuse_unfinished(again.lake.objects, contract.table)
         run = _Run(again, contract, shadow, on_step, progress)
         on_step(RebuildStep.SHADOW_MADE)
         done = run.settle(force=force, wait=wait)

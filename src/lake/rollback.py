@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 from freshet.arrow import PATCHES, VERSION, PlacedEvent, changes_table, key_column, position_of
 from freshet.clock import Now, micros
 from freshet.contract import Contract
-from freshet.errors import TerminalError
 from freshet.event import VERSION_MAX, ChangeEvent, Op
 from freshet.objects import Objects
 from freshet.receipt import Receipt
 from lake.current import Applied
+from lake.erase import refuse_unfinished
 from lake.lake import Lake
 from lake.ledger import Meter, metered
 from lake.log import Kind as BatchKind
@@ -38,17 +38,6 @@ ROLLBACK_SHARD, ROLLBACK_BY = "rollback", "freshet/rollback"
 # Sorts before every place of a stream: a change of the source that has the very version that an
 # event of ours takes (a counter's next) is newer than it, and wins.
 _FIRST = "!"
-
-
-class ErasureUnfinishedError(TerminalError):
-    """An erasure of the table runs, or was killed: what it removes must not come back."""
-
-    def __init__(self, table: str) -> None:
-        self.table = table
-        super().__init__(
-            f"table {table!r}: an erasure of it is not finished: run that `freshet erase` again, "
-            "then roll back to a snapshot that is still there"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +94,7 @@ class Rollback:
         `ErasureUnfinishedError`, and as `Lake.apply`.
         """
         began = self._now()
-        self._refuse_erasure()
+        refuse_unfinished(self._objects, self._table)
         with metered() as meter:
             to, found = self._differing(moment)
             logged = self._events(found, self._known(found), self._now())
@@ -118,12 +107,8 @@ class Rollback:
             self._step("applied")
         self._record(batch, applied, to, began, meter)
         # One that began meanwhile has ended history, and may have missed what was logged since.
-        self._refuse_erasure()
+        refuse_unfinished(self._objects, self._table)
         return self._told(to, found, applied)
-
-    def _refuse_erasure(self) -> None:
-        if any(True for _ in self._objects.list(f"erasures/{self._table}-")):
-            raise ErasureUnfinishedError(self._table)
 
     def _differing(self, moment: Moment) -> tuple[Past, Diff]:
         """The state to go back to, and what differs now from it."""

@@ -227,14 +227,14 @@ def _forget_gold(context: typer.Context, home: Path, back: WayBack) -> None:
 
 def _purge(back: WayBack, contract: type[Contract]) -> int:
     """Delete earlier versions of what an erasure of this table may have touched; how many."""
-    from lake.erase import FAILURE_PREFIXES
+    from lake.erase import FAILURE_PREFIXES, NOTES
     from lake.log import CHANGE_LOG, QUARANTINE, UNKNOWN_TABLE
 
     lake, failures = back.again.lake, back.failures._objects  # noqa: SLF001
     rows = lake.current(contract.table).rows.view().table.location()
     place = lake.files.key(rows)
     logs = [f"{log}/table_name={contract.table}/" for log in (CHANGE_LOG, QUARANTINE)]
-    own = [f"{place}/", f"{place}_tombstones/", f"erasures/{contract.table}-", *logs]
+    own = [f"{place}/", f"{place}_tombstones/", f"{NOTES}/{contract.table}-", *logs]
     objects = lake.objects._objects  # noqa: SLF001 - below the meter
     say(f"{contract.table}: deleting earlier versions of objects")
     return sum(

@@ -20,6 +20,7 @@ from freshet.event import parse_event
 from freshet.tables import TABLES, Sale
 from freshet.testing import EPOCH, MemoryObjects, StoppedClock, sale_row
 from freshet.wire import Part, decode_record
+from lake.erase import ErasureUnfinishedError
 from lake.lake import Lake
 from lake.log import RECEIPTS, Kind, LoggedEvent, LoggedTruncation, Place
 from lake.rebuild import NotInLogError, RebuildStep, ShadowTakenError, rebuild
@@ -392,6 +393,19 @@ def test_a_logged_event_that_the_contract_refuses_by_now_ends_a_rebuild_by_name(
         rebuilt(lake)
 
     assert shadow_is_gone(lake, site)
+
+
+def test_what_an_erasure_is_about_to_remove_is_not_rebuilt(filled: Lake, full: LakeSite) -> None:
+    expected, table = state(filled), Sale.table
+    full.objects.put(f"erasures/{table}-0123.json", b"[]")
+
+    with pytest.raises(ErasureUnfinishedError):
+        rebuilt(filled)
+
+    assert state(filled) == expected
+    assert shadow_is_gone(filled, full)
+    full.objects.delete(f"erasures/{table}-0123.json")
+    rebuilt(filled)
 
 
 def test_a_second_rebuild_of_a_table_ends_the_first(filled: Lake, full: LakeSite) -> None:

@@ -15,9 +15,10 @@ from freshet.arrow import PlacedEvent
 from freshet.tables import Sale
 from freshet.testing import MemoryObjects, StoppedClock, sale_row
 from lake.current import Applied
+from lake.erase import ErasureUnfinishedError
 from lake.lake import Lake
 from lake.log import RECEIPTS, LoggedEvent, Place
-from lake.rollback import ErasureUnfinishedError, Rollback, RolledBack
+from lake.rollback import Rollback, RolledBack
 from lake.table import KeyedTable
 from lake.testing import LakeSite, batch, placed
 from lake.travel import Moment, NoSuchMomentError, Past, diff, history, moment_of, past
