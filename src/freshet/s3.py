@@ -109,6 +109,38 @@ class S3Objects:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
+    def forget_versions(self, prefix: str) -> int:
+        """Delete versions that are not the latest of their object; delete markers stay and hide
+        them. How many there were; none in a bucket that keeps none.
+
+        Raises `SettingsError` where the caller may not, `StorageError`.
+        """
+        deleted = 0
+        with self._translated(prefix):
+            versions = self._client.get_paginator("list_object_versions")
+            for page in versions.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                old: Any = [
+                    {"Key": one["Key"], "VersionId": one["VersionId"]}
+                    for one in page.get("Versions", ())
+                    if not one["IsLatest"]
+                ]
+                if old:  # a page has at most as many as one call may delete
+                    answer = self._client.delete_objects(
+                        Bucket=self._bucket, Delete={"Objects": old, "Quiet": True}
+                    )
+                    self._require_deleted(answer.get("Errors", ()))
+                deleted += len(old)
+        return deleted
+
+    def _require_deleted(self, errors: Any) -> None:
+        if errors:
+            codes = ", ".join(sorted({str(one.get("Code")) for one in errors}))
+            raise SettingsError(
+                "bucket",
+                f"{self._bucket!r} keeps {len(errors)} earlier versions ({codes}): grant "
+                "s3:DeleteObjectVersion and run the command again",
+            )
+
     def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
         place = {"Bucket": self._bucket, "Key": self._prefix + key}
         request: Any = place | condition

@@ -52,20 +52,23 @@ def metered() -> Iterator[Meter]:
 
 
 class MeteredObjects:
-    """`freshet.objects.Objects` that tells the meter of the context, if there is one."""
+    """`freshet.objects.Objects` that tells the meter of the context, if there is one.
+
+    `store` is what it passes calls on to.
+    """
 
     def __init__(self, objects: Objects) -> None:
-        self._objects = objects
+        self.store = objects
 
     def get(self, key: str) -> StoredObject:
         """See `Objects.get`."""
-        stored = self._objects.get(key)
+        stored = self.store.get(key)
         _count(read=len(stored.data))
         return stored
 
     def put(self, key: str, data: bytes) -> str:
         """See `Objects.put`."""
-        etag = self._objects.put(key, data)
+        etag = self.store.put(key, data)
         _count(written=len(data))
         return etag
 
@@ -73,7 +76,7 @@ class MeteredObjects:
         """See `Objects.put_if`. A refused write was a call, too, but wrote nothing."""
         written = 0
         try:
-            done = self._objects.put_if(key, data, etag=etag)
+            done = self.store.put_if(key, data, etag=etag)
             written = len(data)
         finally:
             _count(written=written)
@@ -81,13 +84,13 @@ class MeteredObjects:
 
     def delete(self, key: str) -> None:
         """See `Objects.delete`."""
-        self._objects.delete(key)
+        self.store.delete(key)
         _count()
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Objects.list`: one call, however many pages it takes."""
         _count()
-        return self._objects.list(prefix)
+        return self.store.list(prefix)
 
 
 def _count(*, read: int = 0, written: int = 0) -> None:

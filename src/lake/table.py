@@ -609,7 +609,7 @@ class _Planner:
         open_files = [
             file
             for file in self._files_in.get(partition, ())
-            if file.record_count < self._table._file_rows_max  # noqa: SLF001
+            if file.record_count < self._table.file_rows_max
         ]
         if not open_files:
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freshet.contract import Contract
-from freshet.errors import RejectedError, SettingsError
+from freshet.errors import RejectedError
 from freshet.tables import TABLES
 from local.options import (
     DEFAULT_HOME,
@@ -143,7 +143,7 @@ def _opened(
                 decode=_protected(again.decode, again.protect),
                 now=again.now,
                 by=again.by,
-                failures=back.failures._objects,  # noqa: SLF001
+                failures=back.failures.objects,
                 digest=lambda data: _named(back, contract.table, data),
                 progress=say,
             ),
@@ -230,54 +230,14 @@ def _purge(back: WayBack, contract: type[Contract]) -> int:
     from lake.erase import FAILURE_PREFIXES, NOTES
     from lake.log import CHANGE_LOG, QUARANTINE, UNKNOWN_TABLE
 
-    lake, failures = back.again.lake, back.failures._objects  # noqa: SLF001
+    lake = back.again.lake
     rows = lake.current(contract.table).rows.view().table.location()
     place = lake.files.key(rows)
     logs = [f"{log}/table_name={contract.table}/" for log in (CHANGE_LOG, QUARANTINE)]
     own = [f"{place}/", f"{place}_tombstones/", f"{NOTES}/{contract.table}-", *logs]
-    objects = lake.objects._objects  # noqa: SLF001 - below the meter
     say(f"{contract.table}: deleting earlier versions of objects")
-    return sum(
-        _purged(store, prefix)
-        for store, prefixes in (
-            (objects, [*own, f"{QUARANTINE}/table_name={UNKNOWN_TABLE}/"]),
-            (failures, FAILURE_PREFIXES),
-        )
-        for prefix in prefixes
-    )
-
-
-def _purged(store: Any, prefix: str) -> int:
-    """Delete versions that are not the latest of their object; delete markers stay and hide them.
-
-    `store` is an `S3Objects`. Raises `SettingsError` where the caller may not.
-    """
-    deleted, client, bucket = 0, store._client, store._bucket  # noqa: SLF001
-    with store._translated(prefix):  # noqa: SLF001
-        pages = client.get_paginator("list_object_versions").paginate(
-            Bucket=bucket,
-            Prefix=store._prefix + prefix,  # noqa: SLF001
-        )
-        for page in pages:
-            old = [
-                {"Key": one["Key"], "VersionId": one["VersionId"]}
-                for one in page.get("Versions", ())
-                if not one["IsLatest"]
-            ]
-            if old:  # a page has at most as many as one call may delete
-                answer = client.delete_objects(
-                    Bucket=bucket, Delete={"Objects": old, "Quiet": True}
-                )
-                _require_deleted(bucket, answer.get("Errors", ()))
-            deleted += len(old)
-    return deleted
-
-
-def _require_deleted(bucket: str, errors: Any) -> None:
-    if errors:
-        codes = ", ".join(sorted({str(one.get("Code")) for one in errors}))
-        raise SettingsError(
-            "bucket",
-            f"{bucket!r} keeps {len(errors)} earlier versions ({codes}): grant "
-            "s3:DeleteObjectVersion and run the command again",
-        )
+    stores: list[tuple[Any, list[str]]] = [  # S3, wherever this runs
+        (lake.objects.store, [*own, f"{QUARANTINE}/table_name={UNKNOWN_TABLE}/"]),
+        (back.failures.objects, [*FAILURE_PREFIXES]),
+    ]
+    return sum(store.forget_versions(prefix) for store, ones in stores for prefix in ones)

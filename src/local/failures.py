@@ -112,7 +112,7 @@ class Failures:
     """The failure objects of a bucket."""
 
     def __init__(self, objects: Objects) -> None:
-        self._objects = objects
+        self.objects = objects
         self.unreadable: list[UnreadableFailureError] = []
         """Objects that the last look could not read."""
 
@@ -126,9 +126,9 @@ class Failures:
 
     def _below(self, prefix: str, wanted: Wanted) -> Iterator[Failure]:
         self.unreadable = []
-        for key in list(self._objects.list(prefix)):
+        for key in list(self.objects.list(prefix)):
             try:
-                failure = read_failure(key, self._objects.get(key).data)
+                failure = read_failure(key, self.objects.get(key).data)
             except UnreadableFailureError as error:
                 self.unreadable.append(error)
                 continue
@@ -139,8 +139,8 @@ class Failures:
         """Move a failure below `folder`. Killed half-way, it is in both places and may be moved
         again.
         """
-        self._objects.put(folder + failure.key, self._objects.get(failure.key).data)
-        self._objects.delete(failure.key)
+        self.objects.put(folder + failure.key, self.objects.get(failure.key).data)
+        self.objects.delete(failure.key)
 
 
 @dataclass(frozen=True)

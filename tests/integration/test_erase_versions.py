@@ -11,7 +11,6 @@ from moto import mock_aws
 
 from freshet.errors import SettingsError
 from freshet.s3 import S3Objects
-from local.erase_commands import _purged
 
 BUCKET, PREFIX = "lake-bucket", "lake"
 
@@ -47,12 +46,12 @@ def test_earlier_versions_go_and_the_latest_and_other_folders_stay(store: S3Obje
     store.put("change_log/table_name=products/b", b"earlier of others")
     store.put("change_log/table_name=products/b", b"latest of others")
 
-    deleted = _purged(store, "change_log/table_name=sales/")
+    deleted = store.forget_versions("change_log/table_name=sales/")
 
     assert deleted == 2
     assert sorted(bodies(store)) == [b"earlier of others", b"latest of others", b"without"]
     assert list(store.list("change_log/table_name=sales/")) == ["change_log/table_name=sales/a"]
-    assert _purged(store, "change_log/table_name=sales/") == 0
+    assert store.forget_versions("change_log/table_name=sales/") == 0
 
 
 def test_a_caller_who_may_not_is_told(store: S3Objects) -> None:
@@ -60,7 +59,7 @@ def test_a_caller_who_may_not_is_told(store: S3Objects) -> None:
         stub.add_client_error("list_object_versions", "AccessDenied", http_status_code=403)
 
         with pytest.raises(SettingsError, match="ListObjectVersions"):
-            _purged(store, "change_log/")
+            store.forget_versions("change_log/")
 
 
 def test_versions_that_could_not_be_deleted_are_no_success(store: S3Objects) -> None:
@@ -73,4 +72,4 @@ def test_versions_that_could_not_be_deleted_are_no_success(store: S3Objects) -> 
         stub.add_response("delete_objects", refused)
 
         with pytest.raises(SettingsError, match="DeleteObjectVersion"):
-            _purged(store, "change_log/")
+            store.forget_versions("change_log/")
