@@ -51,9 +51,14 @@ class Text:
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Strict string within its length; lone surrogates are refused by the length check."""
+        """Strict string within its length; lone surrogates are refused by the length check.
+
+        pydantic puts the pattern of `= Field(…, pattern=…)` before this marker: it is taken over.
+        """
+        before = handler(str)
+        pattern = before.get("pattern") if before["type"] == "str" else None
         return core_schema.str_schema(
-            strict=True, max_length=self.max_length, min_length=self.min_length
+            strict=True, max_length=self.max_length, min_length=self.min_length, pattern=pattern
         )
 
 
@@ -279,6 +284,16 @@ class Deprecated:
 
 
 ColumnType = Text | Integer | Real | Money | Timestamp | Day | Flag
+_MARKERS = (*get_args(ColumnType), Pii, Aliases, Deprecated)
+_PYTHON: Mapping[type, type] = {
+    Text: str,
+    Integer: int,
+    Real: float,
+    Money: Decimal,
+    Timestamp: datetime,
+    Day: date,
+    Flag: bool,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +317,7 @@ class Column:
     """One declared column: what readers, validators and schemas need to know of it.
 
     `needed`: every row must say it; a column with a default is not. `aliases` are former names.
+    `pattern` is what a text must match, beside its length.
     """
 
     name: str
@@ -312,6 +328,7 @@ class Column:
     aliases: tuple[str, ...] = ()
     deprecated: str | None = None
     needed: bool = True
+    pattern: str | None = None
 
     @property
     def words(self) -> str:
@@ -322,6 +339,9 @@ class Column:
 
 class Contract(BaseModel):
     """Base of every declared table. An instance is one valid row.
+
+    What a column takes is its type and, of a text, the pattern beside it (`Field(pattern="…")`):
+    those are locked, and hold for patches as for rows. Any other constraint is refused.
 
     Subclasses name their table, merge key and partition as class keywords, and, where its versions
     must come from certain sources only, those in `trusts` (patterns as `debezium/shop`)::
@@ -363,6 +383,7 @@ class Contract(BaseModel):
         super().__pydantic_init_subclass__()
         cls.table, cls.key, cls.partition = table, key, partition
         cls.contract_version, cls.trusts = contract_version, trusts
+        _check_constraints(cls)
         cls.columns = tuple(_column(name, field) for name, field in cls.model_fields.items())
         cls.former = {alias: column.name for column in cls.columns for alias in column.aliases}
         cls._adapters = {name: _adapter(field) for name, field in cls.model_fields.items()}
@@ -476,23 +497,72 @@ def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
 
 def _column(name: str, field: FieldInfo) -> Column:
     markers = _markers(field)
-    types = [marker for marker in markers if isinstance(marker, get_args(ColumnType))]
-    if not types:
-        raise TypeError(f"column of annotation {field.annotation!r} has no column type marker")
+    [type_] = (marker for marker in markers if isinstance(marker, get_args(ColumnType)))
     nullable = type(None) in get_args(field.annotation)
     pii = next((marker.handling for marker in markers if isinstance(marker, Pii)), None)
     aliases = tuple(
         alias for marker in markers if isinstance(marker, Aliases) for alias in marker.names
     )
     advice = next((marker.advice for marker in markers if isinstance(marker, Deprecated)), None)
+    pattern = next((marker.pattern for marker in markers if _is_pattern(marker)), None)
     description = " ".join((field.description or "").split())
-    return Column(name, types[0], nullable, description, pii, aliases, advice, field.is_required())
+    needed = field.is_required()
+    return Column(name, type_, nullable, description, pii, aliases, advice, needed, pattern)
 
 
 def _markers(field: FieldInfo) -> list[Any]:
     """All markers, also those in `Annotated[str, Text(9)] | None`, which pydantic leaves inside."""
     nested = (getattr(option, "__metadata__", ()) for option in get_args(field.annotation))
-    return [*field.metadata, *(marker for markers in nested for marker in markers)]
+    found = [*field.metadata, *(marker for markers in nested for marker in markers)]
+    split = (one.metadata if isinstance(one, FieldInfo) else [one] for one in found)
+    return [marker for markers in split for marker in markers]
+
+
+def _is_pattern(marker: Any) -> bool:
+    """Whether it is what pydantic makes of `Field(pattern="…")`, with nothing else in it."""
+    return getattr(marker, "__dict__", {}).keys() == {"pattern"}
+
+
+def _check_constraints(contract: type[Contract]) -> None:
+    """Whatever narrows a column is in its `Column`; else lock and patches would not know of it."""
+    made = contract.__pydantic_decorators__
+    if any((made.validators, made.field_validators, made.root_validators, made.model_validators)):
+        raise TypeError(
+            f"{contract.__name__}: has a validator, which the lock cannot hold: validate in the "
+            "source"
+        )
+    for name, field in contract.model_fields.items():
+        _check_constraint(f"{contract.__name__}: column {name!r}", field)
+
+
+def _check_constraint(where: str, field: FieldInfo) -> None:
+    markers = _markers(field)
+    types = [marker for marker in markers if isinstance(marker, get_args(ColumnType))]
+    if len(types) != 1:
+        raise TypeError(f"{where}: must have one column type marker, has {types or 'none'}")
+    python = _PYTHON[type(types[0])]
+    if _beside(field.annotation) not in (python, Any):
+        form = f"Annotated[{python.__name__}, {types[0]}]"
+        raise TypeError(f"{where}: declare it as `{form}` or `{form} | None`, nothing narrower")
+    patterns = [marker.pattern for marker in markers if _is_pattern(marker)]
+    if patterns and (python is not str or len(patterns) > 1 or not isinstance(patterns[0], str)):
+        raise TypeError(f"{where}: can have one pattern, written as a string, if it is a Text")
+    for marker in markers:
+        if not isinstance(marker, _MARKERS) and not _is_pattern(marker):
+            raise TypeError(
+                f"{where}: {marker!r} is no part of a contract: say it in the type (`Text(5, 3)`: "
+                "3 to 5 characters, `Integer(32)`, `Money(9, 2)`) or, of a text, by a pattern; "
+                "validate anything else in the source"
+            )
+    if field.validation_alias is not None:
+        raise TypeError(f'{where}: for a former name declare `Aliases("…")`, and not an alias')
+
+
+def _beside(annotation: Any) -> Any:
+    """The Python type that a column's marker stands beside, in `Annotated[str, …] | None` too."""
+    options = get_args(annotation)
+    marked = [one.__origin__ for one in options if hasattr(one, "__metadata__")]
+    return marked[0] if marked and type(None) in options else annotation
 
 
 def _check_declaration(contract: type[Contract]) -> None:
@@ -511,7 +581,7 @@ def _check_declaration(contract: type[Contract]) -> None:
         _check_pii(contract, declared)
         _check_words(contract, declared)
         _check_retired(contract, declared)
-    _check_aliases(contract)
+    _check_names(contract)
     if any(name.startswith("_") for name in names):
         raise TypeError(f"{contract.__name__}: column names beginning with '_' are the lake's own")
 
@@ -544,17 +614,23 @@ def _check_retired(contract: type[Contract], column: Column) -> None:
         raise TypeError(f"{where}: Real is not exact, and so no part of key or partition")
 
 
-def _check_aliases(contract: type[Contract]) -> None:
-    """A former name means one column, and is no other column's present name."""
-    taken = {column.name for column in contract.columns}
+def _check_names(contract: type[Contract]) -> None:
+    """A name, present or former, means one column, in any case: Glue and Athena fold it."""
+    taken: dict[str, str] = {}
+    for column in contract.columns:
+        where = f"{contract.__name__}: column {column.name!r}"
+        other = taken.setdefault(column.name.casefold(), column.name)
+        if other != column.name:
+            raise TypeError(f"{where}: Glue and Athena take it for {other!r}; call it otherwise")
     for column in contract.columns:
         for alias in column.aliases:
-            if alias in taken or not alias or alias.startswith("_"):
+            if alias.casefold() in taken or not alias or alias.startswith("_"):
                 raise TypeError(
-                    f"{contract.__name__}: column {column.name!r}: its former name {alias!r} is "
-                    "another column's name; take a name that was never used"
+                    f"{contract.__name__}: column {column.name!r}: its former name {alias!r} is a "
+                    "column's name (Glue and Athena fold case), empty or begins with '_'; take a "
+                    "name that was never used"
                 )
-            taken.add(alias)
+            taken[alias.casefold()] = alias
 
 
 # What a hash is written as: `hmac:` and 40 hexadecimal digits (`freshet.pii`).

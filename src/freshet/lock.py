@@ -164,33 +164,25 @@ def type_text(type_: ColumnType) -> str:
 
 
 def _locked_table(contract: type[Contract]) -> LockedTable:
-    patterns = contract.model_json_schema().get("properties", {})
     return LockedTable(
         contract.contract_version,
         " ".join((contract.__doc__ or "").split()),
         contract.key,
         tuple(map(str, contract.partition)),
         contract.trusts,
-        {
-            column.name: _locked_column(contract, column, patterns[column.name])
-            for column in contract.columns
-        },
+        {column.name: _locked_column(contract, column) for column in contract.columns},
     )
 
 
-def _locked_column(
-    contract: type[Contract], column: Column, schema: Mapping[str, Any]
-) -> LockedColumn:
+def _locked_column(contract: type[Contract], column: Column) -> LockedColumn:
     default = None
     if not column.needed:
         default = json.dumps(contract.model_fields[column.name].get_default(), default=str)
-    options = [schema, *schema.get("anyOf", ())]
-    pattern = next((one["pattern"] for one in options if "pattern" in one), None)
     return LockedColumn(
         type_text(column.type),
         column.nullable,
         default,
-        pattern if isinstance(column.type, Text) else None,
+        column.pattern,
         column.pii,
         column.aliases,
         column.deprecated,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from freshet.contract import (
     Contract,
@@ -257,3 +267,95 @@ def test_a_handling_that_leaves_no_value_the_column_can_hold_is_refused(
 def test_a_class_keyword_nobody_knows_is_refused_and_not_passed_over() -> None:
     with pytest.raises(TypeError, match="knows no class keyword version"):
         declare_pii(Annotated[str, Text(9)], version=2)
+
+
+PATTERN = "^[A-Z]{3}$"
+
+
+def declare_code(annotation: Any, field: Any = ...) -> type[Contract]:
+    namespace = {
+        "__module__": __name__,
+        "__annotations__": {"id": Annotated[str, Text(64, 1)], "code": annotation},
+        "code": field,
+    }
+    return type("Coded", (Contract,), namespace, table="coded", key=("id",))
+
+
+PATTERNED: dict[str, tuple[Any, Any]] = {
+    "in the type": (Annotated[str, Text(5), Field(pattern=PATTERN)], ...),
+    "in the type, before the marker": (Annotated[str, Field(pattern=PATTERN), Text(5)], ...),
+    "beside the description": (Annotated[str, Text(5)], Field(description="C", pattern=PATTERN)),
+    "of anything": (Annotated[Any, Text(5)], Field(description="C", pattern=PATTERN)),
+    "with a default": (Annotated[str, Text(5)], Field("EUR", pattern=PATTERN)),
+    "in an optional type": (Annotated[str, Text(5), Field(pattern=PATTERN)] | None, None),
+    "first in an optional type": (Annotated[str, Field(pattern=PATTERN), Text(5)] | None, None),
+    "beside an optional type": (Annotated[str, Text(5)] | None, Field(None, pattern=PATTERN)),
+    "around an optional type": (
+        Annotated[Annotated[str, Text(5)] | None, Field(pattern=PATTERN)],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PATTERNED)
+def test_a_pattern_holds_for_rows_and_patches_wherever_it_stands(form: str) -> None:
+    coded = declare_code(*PATTERNED[form])
+
+    assert coded.column("code").pattern == PATTERN
+    assert PATTERN in str(coded.model_json_schema()["properties"]["code"])
+    assert coded.parse({"id": "1", "code": "EUR"})["code"] == "EUR"
+    for parse in (coded.parse_patch, lambda row: coded.parse({"id": "1", **row})):
+        with pytest.raises(RejectedError, match="invalid_value: code"):
+            parse({"code": "eu1"})
+        with pytest.raises(RejectedError, match="too_long: code"):
+            parse({"code": "EUROPE"})
+
+
+WHOLE, WORD, SUM = Annotated[int, Integer(32)], Annotated[str, Text(5)], Annotated[Decimal, Money()]
+UNLOCKABLE: dict[str, tuple[Any, Any, str]] = {
+    "bounds in the type": (Annotated[int, Integer(32), Field(ge=1, le=9)], ..., r"Ge\(ge=1\)"),
+    "a bound beside the description": (WHOLE, Field(description="C", ge=1), r"Ge\(ge=1\)"),
+    "a bound beside an optional type": (WHOLE | None, Field(None, lt=9), "Lt"),
+    "a bound in an optional type": (Annotated[int, Integer(), Field(gt=0)] | None, None, "Gt"),
+    "a bound of money": (SUM, Field(ge=0), "Ge"),
+    "a bound of money in its type": (Annotated[Decimal, Money(), Field(ge=0)], ..., "Ge"),
+    "steps": (Annotated[int, Integer(32), Field(multiple_of=5)], ..., "MultipleOf"),
+    "a length in the type": (Annotated[str, Text(5), Field(min_length=3)], ..., "MinLen"),
+    "a length beside the description": (WORD, Field(max_length=3), r"`Text\(5, 3\)`"),
+    "text constraints": (Annotated[str, Text(5), StringConstraints(to_upper=True)], ..., "Strin"),
+    "a function": (Annotated[str, Text(5), AfterValidator(str.upper)], ..., "AfterValidator"),
+    "a pattern and more": (WORD, Field(pattern="^x", coerce_numbers_to_str=True), "no part of a"),
+    "two patterns": (Annotated[str, Text(5), Field(pattern="^x")], Field(pattern="y$"), "one patt"),
+    "a compiled pattern": (WORD, Field(pattern=re.compile("^x", re.IGNORECASE)), "as a string"),
+    "a pattern of a day": (Annotated[date, Day()], Field(pattern="^2"), "if it is a Text"),
+    "two types": (Annotated[str, Text(5), Text(3)], ..., "one column type marker"),
+    "no type": (str, ..., "one column type marker, has none"),
+    "some words": (Annotated[Literal["a"], Text(5)], ..., r"`Annotated\[str, Text\("),
+    "some optional words": (Annotated[Literal["a"], Text(5)] | None, None, r"\] \| None`"),
+    "a type around none": (Annotated[str | None, Text(5)], None, r"\] \| None`"),
+    "a list": (list[Annotated[str, Text(5)]], ..., "declare it as"),
+    "an alias": (WORD, Field(alias="was"), "Aliases"),
+}
+
+
+@pytest.mark.parametrize("case", UNLOCKABLE)
+def test_what_the_lock_cannot_hold_is_refused_by_name(case: str) -> None:
+    annotation, field, words = UNLOCKABLE[case]
+
+    with pytest.raises(TypeError, match=f"Coded: column 'code': .*{words}"):
+        declare_code(annotation, field)
+
+
+@pytest.mark.parametrize(
+    "decorate", [field_validator("id"), model_validator(mode="before")], ids=["field", "model"]
+)
+def test_a_validator_which_patches_would_pass_by_is_refused(decorate: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="Checked: has a validator"):
+
+        class Checked(Contract, table="checked", key=("id",)):
+            id: Annotated[str, Text(5)]
+
+            @decorate
+            @classmethod
+            def check(cls, value: Any) -> Any:
+                return value

@@ -106,6 +106,22 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Declared], dict[str, Any], str]] = {
         {},
         "'b'",
     ),
+    "two names but for case": ({"id": ID, "a": NOTE, "A": NOTE}, {}, "'A': Glue and .* 'a'"),
+    "a former name that is a column but for case": (
+        {"id": ID, "a": NOTE, "b": NOTE.but(aliases=("A",))},
+        {},
+        "'b': its former name 'A'",
+    ),
+    "a former name that is its own but for case": (
+        {"id": ID, "a": NOTE.but(aliases=("A",))},
+        {},
+        "'a': its former name 'A'",
+    ),
+    "a former name of two but for case": (
+        {"id": ID, "a": NOTE.but(aliases=("x",)), "b": NOTE.but(aliases=("X",))},
+        {},
+        "'b': its former name 'X'",
+    ),
     "a former name of the lake's": ({"id": ID, "a": NOTE.but(aliases=("_v",))}, {}, "_v"),
     "a required column deprecated": (
         {"id": ID, "a": Declared(Integer(), deprecated="no")},

@@ -86,6 +86,7 @@ REFUSED: dict[str, tuple[dict[str, Declared], str, str]] = {
         "None",
     ),
     "required": ({**COLUMNS, "note": NOTE.but(optional=False)}, "note", "keep it `| None`"),
+    "patterned, required": ({**COLUMNS, "id": ID.but(pattern="^x")}, "id", "keep the pattern"),
     "patterned": ({**COLUMNS, "note": NOTE.but(pattern="^x")}, "note", "keep the pattern"),
 }
 
@@ -155,6 +156,12 @@ def test_a_former_name_is_never_forgotten() -> None:
     assert all(one.is_allowed for one in found(again, renamed))
     [refused] = [one for one in found(forgetful, renamed) if not one.is_allowed]
     assert (refused.column, "'note'" in refused.what) == ("text", True)
+
+
+def test_a_pattern_may_go() -> None:
+    [gone] = found(COLUMNS, {**COLUMNS, "id": ID.but(pattern="^x")})
+
+    assert (gone.column, gone.what, gone.is_allowed) == ("id", "its pattern is None, was ^x", True)
 
 
 def test_a_default_that_senders_rely_on_stays() -> None:
