@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyiceberg.manifest import DataFile
-from tests.integration.test_travel import World, gone, row
+from tests.integration.test_travel import Crash, World, gone, row
 
 from freshet.arrow import PlacedEvent
 from freshet.clock import micros
@@ -23,13 +24,15 @@ from lake.compaction import FILE_BYTES_MAX, IDLE, Bin, Compaction, Placed, plan
 from lake.lake import Lake
 from lake.log import QUARANTINE, LoggedEvent, Place
 from lake.maintain import MANIFESTS_IDLE_MAX, Maintained, Maintenance
-from lake.prune import HORIZON, PRUNED_BEFORE, Prune, forgotten, pruned_before
+from lake.prune import HORIZON, PRUNED_BEFORE, Prune, bury_again, forgotten, pruned_before
+from lake.replay import Again, Wanted, replay_quarantine
+from lake.replay import quarantined as open_lines
 from lake.retention import Retention
 from lake.snapshot import CommitConflictError, manifests_of
 from lake.steps import Step
-from lake.table import KeyedTable
+from lake.table import KeyedTable, View
 from lake.testing import LakeSite, batch, placed, waiting
-from lake.travel import history
+from lake.travel import history, rows_at
 from lake.vacuum import Outcome
 from lake.verify import verify_table
 
@@ -330,6 +333,60 @@ def test_what_was_pruned_and_came_again_is_not_taken_for_old(world: World, clock
     assert (soon, later) == (0, 1)
 
 
+def test_what_came_again_is_young_also_where_history_keeps_midnights_only(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest snapshot that is retained of a horizon ago is from before it went."""
+    monkeypatch.setattr("lake.snapshot.RETENTION", Retention(newest=1, hours=0))
+    hour = timedelta(hours=1)
+    world.land(gone("A", version=2))
+    clock.advance(HORIZON + hour)
+    assert maintained(world, clock)["sales_tombstones"].tidied.tombstones_pruned == 1
+    clock.advance(5 * hour)
+    old = placed(Sale, 1, **row("A", 1, version=1))
+    bury_again(world.lake, [logged(old, NOW - DAY)])
+    clock.advance(hour)
+    world.land(gone("B", version=2))
+    retained = history(world.lake.current("sales").tombstones.view().table)
+
+    clock.advance(HORIZON - 3 * hour)
+    soon = maintained(world, clock)["sales_tombstones"].tidied.tombstones_pruned
+    world.land(row("A", 1, version=1))
+    clock.advance(DAY)
+    later = maintained(world, clock)["sales_tombstones"].tidied.tombstones_pruned
+
+    assert [one.committed_at - NOW for one in retained] == [timedelta(), HORIZON + 7 * hour]
+    assert (soon, later) == (0, 2)
+    assert world.shown() == {}
+    world.holds()
+
+
+def test_a_prune_that_others_came_before_counts_from_its_own_commit(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the clock and the swap there is time for a snapshot."""
+    world.land(gone("A", version=2))
+    clock.advance(HORIZON + DAY)
+    began = clock.now
+    look_at = Prune._look_at
+
+    def slow(self: Prune, *args: Any) -> None:
+        if clock.now == began:
+            clock.advance(2 * timedelta(hours=1))
+            world.land(gone("B", version=2))
+            clock.advance(2 * timedelta(hours=1))
+        look_at(self, *args)
+
+    monkeypatch.setattr(Prune, "_look_at", slow)
+    first = Prune(world.lake, Sale, HORIZON).run(began)
+    old = placed(Sale, 1, **row("A", 1, version=1))
+    bury_again(world.lake, [logged(old, NOW - DAY)])
+    clock.now = began + HORIZON + timedelta(hours=3)
+
+    assert first.tombstones == 1
+    assert Prune(world.lake, Sale, HORIZON).run(clock.now).tombstones == 0
+
+
 def test_nothing_is_pruned_where_history_does_not_reach(
     world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,20 +457,23 @@ def test_what_went_to_the_quarantine_lands_when_its_row_is_there(
     world.holds()
 
 
+def dies_between_quarantine_and_commit(world: World, clock: Clock) -> None:
+    def crash(step: Step) -> None:
+        if step is Step.QUARANTINED:
+            raise Crash
+
+    dying = world.site.open(on_step=crash)
+    with pytest.raises(Crash):
+        Prune(dying, Sale, HORIZON).run(clock.now)
+    dying.close()
+
+
 def test_a_run_killed_between_quarantine_and_commit_is_finished_by_the_next(
     world: World, clock: Clock
 ) -> None:
     world.land(patch("A", 5, version=3))
     clock.advance(HORIZON + DAY)
-
-    def crash(step: Step) -> None:
-        if step is Step.QUARANTINED:
-            raise KeyboardInterrupt
-
-    dying = world.site.open(on_step=crash)
-    with pytest.raises(KeyboardInterrupt):
-        Prune(dying, Sale, HORIZON).run(clock.now)
-    dying.close()
+    dies_between_quarantine_and_commit(world, clock)
     waited = dict(waiting(world.lake, Sale))
 
     maintained(world, clock)
@@ -421,6 +481,150 @@ def test_a_run_killed_between_quarantine_and_commit_is_finished_by_the_next(
     assert waited == {("A",): {"quantity": 5}}
     assert waiting(world.lake, Sale) == {}
     assert len(quarantined(world.lake)) == 1
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_killed_run_is_finished_by_one_that_finds_more_with_every_line_once(
+    world: World, clock: Clock, is_logged: bool
+) -> None:
+    """Also where the log has expired and cannot say any more when they arrived."""
+    for at, key in enumerate("AB", start=1):
+        event = placed(Sale, at, **patch(key, at, version=3))
+        if is_logged:
+            world.again([event])
+        else:
+            world.lake.apply("sales", batch(Sale, [event]), {})
+        clock.advance(DAY)
+    clock.advance(HORIZON - 1.5 * DAY)
+    dies_between_quarantine_and_commit(world, clock)
+    kept = [line["position"] for line in quarantined(world.lake)]
+    clock.advance(DAY)
+
+    done = maintained(world, clock)["sales_tombstones"].tidied
+
+    lines = quarantined(world.lake)
+    places = [line["position"] for line in lines]
+    assert (len(kept), len(places), len(set(places))) == (1, 2, 2)
+    assert (done.tombstones_pruned, done.quarantined) == (2, 1)
+    assert waiting(world.lake, Sale) == {}
+    assert all(line["arrived_at"] <= clock.now - HORIZON for line in lines)
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_what_was_replayed_and_waited_in_vain_again_is_open_again(
+    world: World, clock: Clock, is_logged: bool
+) -> None:
+    event = placed(Sale, 1, **patch("A", 5, version=3))
+    if is_logged:
+        world.again([event])
+    else:
+        world.lake.apply("sales", batch(Sale, [event]), {})
+    again = Again(
+        world.lake, TABLES, lambda data, at: decode_record(data, TABLES, arrived_at=at), clock, "me"
+    )
+
+    opened = []
+    for _ in range(3):
+        clock.advance(HORIZON + DAY)
+        dies_between_quarantine_and_commit(world, clock)
+        maintained(world, clock)
+        opened.append([one.line.place.position for one in open_lines(world.lake, Wanted())])
+        clock.advance(timedelta(hours=1))
+        replay_quarantine(again, Wanted())
+
+    assert opened == [[event.position]] * 3
+    assert len(quarantined(world.lake)) == 3
+    assert waiting(world.lake, Sale) == {("A",): {"quantity": 5}}
+
+
+@pytest.fixture
+def graveyard(site: LakeSite, world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Thirty tombstones in three files."""
+    world.lake.close()
+    monkeypatch.setattr("lake.lake.TOMBSTONE_ROWS_MAX", ROWS_MAX)
+    world.lake = site.open(file_rows_max=ROWS_MAX)
+    for start in range(0, 30, 10):
+        world.land(*(gone(f"S-{n:02d}", version=2) for n in range(start, start + 10)))
+    return world
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many files were read, each time that pruning reads some."""
+    read: list[int] = []
+
+    def rows_at_watched(keyed: KeyedTable, view: View, files: Sequence[DataFile]) -> pa.Table:
+        read.append(len(files))
+        return rows_at(keyed, view, files)
+
+    monkeypatch.setattr("lake.prune.rows_at", rows_at_watched)
+    return read
+
+
+def test_files_that_nothing_waits_in_go_unread_if_they_are_as_old(
+    graveyard: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = watched(monkeypatch)
+    clock.advance(HORIZON + DAY)
+
+    done = Prune(graveyard.lake, Sale, HORIZON).run(clock.now)
+
+    assert (done.tombstones, graves(graveyard), read) == (30, set(), [])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_files_that_came_since_are_told_apart_row_by_row_some_at_a_time(
+    graveyard: World, clock: Clock, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("lake.prune.FILES_AT_ONCE", at_once)
+    clock.advance(HORIZON)
+    graveyard.land(*(gone(f"S-{n}5", version=3) for n in range(3)))
+    read = watched(monkeypatch)
+    clock.advance(DAY)
+
+    done = Prune(graveyard.lake, Sale, HORIZON).run(clock.now)
+
+    assert (done.tombstones, graves(graveyard)) == (27, {"S-05", "S-15", "S-25"})
+    groups = -(-3 // at_once)
+    assert read == [1] * (3 + groups * 3)
+
+
+def test_pruning_out_of_time_lets_go_of_what_it_looked_at(graveyard: World, clock: Clock) -> None:
+    clock.advance(HORIZON + DAY)
+    looks = iter([9.0])
+
+    done = Prune(graveyard.lake, Sale, HORIZON).run(clock.now, lambda: next(looks, 0.0))
+    left = graves(graveyard)
+    soon = Prune(graveyard.lake, Sale, HORIZON).run(clock.now + DAY)
+    clock.advance(HORIZON)
+    later = Prune(graveyard.lake, Sale, HORIZON).run(clock.now)
+
+    assert (done.tombstones, done.unfinished, len(left)) == (20, True, 10)
+    assert (soon.tombstones, later.tombstones, later.unfinished) == (0, 10, False)
+    graveyard.holds()
+
+
+def test_pruning_that_lost_a_race_looks_only_at_what_the_other_touched(
+    site: LakeSite, graveyard: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.advance(HORIZON + DAY)
+    writer, mine, waiting_of = site.open(), graveyard.lake, Prune._waiting
+    looked: list[int] = []
+
+    def beside(self: Prune, view: View, rows: pa.Table | None) -> Any:
+        looked.append(view.snapshot_id or 0)
+        if len(looked) == 1:
+            graveyard.lake = writer
+            graveyard.land(gone("S-05", version=3))
+            graveyard.lake = mine
+        return waiting_of(self, view, rows)
+
+    monkeypatch.setattr(Prune, "_waiting", beside)
+
+    done = Prune(mine, Sale, HORIZON).run(clock.now)
+    writer.close()
+
+    assert [looked.count(one) for one in dict.fromkeys(looked)] == [3, 1]
+    assert (done.tombstones, graves(graveyard)) == (29, {"S-05"})
 
 
 def test_a_replay_of_what_is_older_takes_the_forgotten_deletes_along(
