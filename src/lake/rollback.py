@@ -5,14 +5,17 @@ rebuild from the change log, would undo the rollback row by row. So it is made o
 other: for each row that differs, an event above everything known of its key says what it was, or
 that it was not. They are logged, then merged in one snapshot, so that tombstones, replays, rebuilds
 and `freshet verify` know nothing of rollbacks and are right. What is newer still wins.
+
+What a killed run has logged is a promise: a rebuild keeps it. So the next run merges that first,
+whatever state it goes to itself, and compares with what the table shows then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -28,21 +31,29 @@ from lake.current import Applied
 from lake.erase import refuse_unfinished
 from lake.lake import Lake
 from lake.ledger import Meter, metered
+from lake.log import CHANGE_LOG, RECEIPTS, LoggedEvent, Place, ReceiptRow
 from lake.log import Kind as BatchKind
-from lake.log import LoggedEvent, Place, ReceiptRow
+from lake.replay import Again, Landed, change_log_object, logged, merge_again, record
 from lake.tombstones import floor_of
-from lake.travel import ROLLBACK_TO, Diff, Kind, Moment, Past, diff, past
+from lake.travel import ROLLBACK_TO, Diff, Kind, Moment, Past, StateExpiredError, diff, past
 
 # Who says so, in the log: a shard that no stream has, and the source of its events.
 ROLLBACK_SHARD, ROLLBACK_BY = "rollback", "freshet/rollback"
 # Sorts before every place of a stream: a change of the source that has the very version that an
 # event of ours takes (a counter's next) is newer than it, and wins.
 _FIRST = "!"
+# What another machine's clock may differ by, and more, for objects that lie by day.
+_A_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """What a rollback did (or, asked only, would do), in rows of the table."""
+    """What a rollback did (or, asked only, would do), in rows of the table.
+
+    `completed` are earlier ones that were killed, and are completed first: what they logged is not
+    in the counts of one that is only asked for. `expired` tells why one to that moment would be
+    refused.
+    """
 
     table: str
     to_snapshot_id: int | None
@@ -51,6 +62,8 @@ class RolledBack:
     restored: int
     removed: int
     receipt: Receipt
+    completed: int = 0
+    expired: StateExpiredError | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; ids are texts, for they do not fit a double."""
@@ -61,6 +74,8 @@ class RolledBack:
             "came_back": self.came_back,
             "restored": self.restored,
             "removed": self.removed,
+            "completed": self.completed,
+            "exact": self.expired is None,
         }
 
 
@@ -80,43 +95,106 @@ class Rollback:
         self._step, self._table = on_step, contract.table
         self._current = lake.current(contract.table)
         self._objects: Objects = lake.objects
+        # What comes again is in the log, decoded long ago.
+        self._again = Again(lake, lake.tables, lambda _data, _at: (), now, by)
 
     def look(self, moment: Moment) -> RolledBack:
         """What there is to do. Changes nothing. Raises `NoSuchMomentError`."""
-        to, found = self._differing(moment)
-        return self._told(to, found, Applied(Receipt(), None))
+        to, expired = self._target(moment)
+        done = Applied(Receipt(), None)
+        return self._told(to, self._differing(to), done, len(self._pending()), expired)
 
     def run(self, moment: Moment) -> RolledBack:
         """Do it; nothing, where the table shows that state already.
 
-        Killed before it has ended, it is done by a second run, or by a replay of what was logged.
-        Memory grows with the rows that differ. Raises `NoSuchMomentError`,
-        `ErasureUnfinishedError`, and as `Lake.apply`.
+        Killed before it has ended, it is completed by the next run, to whatever moment, or by a
+        replay or rebuild of what was logged. Memory grows with the rows that differ. Raises
+        `NoSuchMomentError`, `StateExpiredError`, `ErasureUnfinishedError`, `UnreadableEventError`,
+        and as `Lake.apply`.
         """
-        began = self._now()
         refuse_unfinished(self._objects, self._table)
-        with metered() as meter:
-            to, found = self._differing(moment)
-            logged = self._events(found, self._known(found), self._now())
-            if not logged:
-                return self._told(to, found, Applied(Receipt(), None))
-            batch = f"rollback-{self._table}-{micros(logged[0].place.arrived_at)}us"
-            self._lake.keep(batch, logged, [])
-            self._step("logged")
-            applied = self._apply(batch, logged, to)
-            self._step("applied")
-        self._record(batch, applied, to, began, meter)
+        # Before anything is merged: that may be what lets the wanted snapshot expire.
+        to, expired = self._target(moment)
+        if expired is not None:
+            raise expired
+        pending = self._pending()
+        for batch, key in pending.items():
+            self._complete(batch, key)
+        found, applied = self._go(to)
         # One that began meanwhile has ended history, and may have missed what was logged since.
         refuse_unfinished(self._objects, self._table)
-        return self._told(to, found, applied)
+        return self._told(to, found, applied, len(pending))
 
-    def _differing(self, moment: Moment) -> tuple[Past, Diff]:
-        """The state to go back to, and what differs now from it."""
+    def _go(self, to: Past) -> tuple[Diff, Applied]:
+        began = self._now()
+        with metered() as meter:
+            found = self._differing(to)
+            events = self._events(found, self._known(found), self._now())
+            if not events:
+                return found, Applied(Receipt(), None)
+            batch = f"{self._begins}{micros(events[0].place.arrived_at)}us"
+            self._lake.keep(batch, events, [])
+            self._step("logged")
+            applied = self._apply(batch, events, to)
+            self._step("applied")
+        self._record(batch, applied, to, began, meter)
+        return found, applied
+
+    def _target(self, moment: Moment) -> tuple[Past, StateExpiredError | None]:
+        """The state to go back to, or the one before it and why that is not what was asked for."""
+        to = past(self._current.rows.view().table, moment, now=self._now())
+        if isinstance(moment, int) or to.snapshot is None or to.after is None:
+            return to, None
+        return to, StateExpiredError(self._table, moment, to.snapshot, to.after)
+
+    def _differing(self, to: Past) -> Diff:
+        """What differs now from the state to go back to."""
         rows = self._current.rows
         view = rows.view()
-        to = past(view.table, moment)
         now = Past(view.table.current_snapshot(), view.files, view.table.schema())
-        return to, diff(rows, view, now, to)
+        return diff(rows, view, now, to)
+
+    @property
+    def _begins(self) -> str:
+        """How the names of this table's rollbacks begin, as batches."""
+        return f"rollback-{self._table}-"
+
+    def _pending(self) -> dict[str, str]:
+        """Rollbacks that were logged and have no receipt, oldest first: batch and log object.
+
+        Names only: one request for each day of the log, in parallel, another where it has any.
+        """
+        folder = f"{CHANGE_LOG}/table_name={self._table}/"
+        oldest = next(iter(self._objects.list(folder)), None)
+        if oldest is None:
+            return {}
+        found = self._named(folder, _day_of(oldest))
+        if not found:
+            return {}
+        done = self._named(f"{RECEIPTS}/", min(map(_day_of, found.values())) - _A_DAY)
+        return {batch: key for batch, key in found.items() if batch not in done}
+
+    def _named(self, folder: str, since: date) -> dict[str, str]:
+        """The objects of rollbacks in a folder that lies by day, by the batch they are of."""
+        until = self._now().astimezone(UTC).date() + _A_DAY
+        days = [since + n * _A_DAY for n in range((until - since).days + 1)]
+
+        def of_day(day: date) -> Sequence[str]:
+            return list(self._objects.list(f"{folder}ingest_date={day}/{self._begins}"))
+
+        keys = (key for part in self._lake.pool.map(of_day, days) for key in part)
+        return {key.rpartition("/")[2].rpartition("-")[0]: key for key in keys}
+
+    def _complete(self, batch: str, key: str) -> None:
+        """Merge what a run logged that was killed then, and give it its receipt."""
+        began = self._now()
+        with metered() as meter:
+            parts = logged(self._again, self._contract, change_log_object(self._lake, key))
+            landed = merge_again(self._again, parts.events, (), {"freshet.batch": batch})
+        # Of one whose lines were all erased, too: it is not looked at again.
+        landed = landed or {self._table: Landed(Receipt(), None)}
+        record(self._again, batch, BatchKind.ROLLBACK, landed, began=began, meter=meter)
+        self._step("completed")
 
     def _known(self, found: Diff) -> dict[str, int]:
         """The newest version known of each key that differs: of its row, now and then, of patches,
@@ -209,7 +287,14 @@ class Rollback:
         self._lake.record([row])
         self._step("recorded")
 
-    def _told(self, to: Past, found: Diff, applied: Applied) -> RolledBack:
+    def _told(
+        self,
+        to: Past,
+        found: Diff,
+        applied: Applied,
+        completed: int,
+        expired: StateExpiredError | None = None,
+    ) -> RolledBack:
         counts = found.counts()
         return RolledBack(
             self._table,
@@ -219,7 +304,14 @@ class Rollback:
             restored=counts[Kind.UPDATED],
             removed=counts[Kind.DELETED],
             receipt=applied.receipt,
+            completed=completed,
+            expired=expired,
         )
+
+
+def _day_of(key: str) -> date:
+    """The day in whose folder an object of a log lies."""
+    return date.fromisoformat(key.partition("ingest_date=")[2].partition("/")[0])
 
 
 def _versions(rows: pa.Table) -> list[int]:

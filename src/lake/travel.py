@@ -41,10 +41,37 @@ class NoSuchMomentError(TerminalError):
 
     def __init__(self, table: str, moment: Moment, oldest: datetime | None) -> None:
         self.table, self.moment, self.oldest = table, moment, oldest
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        table, moment, oldest = self.table, self.moment, self.oldest
         asked = f"snapshot {moment}" if isinstance(moment, int) else f"state of {_told(moment)}"
         since = "it has no history" if oldest is None else f"its history begins {_told(oldest)}"
+        return f"table {table!r}: there is no {asked}; {since}: `freshet history {table}` lists it"
+
+
+class NoSuchSnapshotError(NoSuchMomentError):
+    """A snapshot that no table has."""
+
+    def __init__(self, snapshot_id: int) -> None:
+        super().__init__("*", snapshot_id, None)
+
+    def _message(self) -> str:
+        return f"no table has snapshot {self.moment}: `freshet history TABLE` lists a table's"
+
+
+class StateExpiredError(TerminalError):
+    """A state that history may have forgotten: snapshots around that instant have expired.
+
+    `before` and `after` are the nearest that are kept.
+    """
+
+    def __init__(self, table: str, moment: datetime, before: Snapshot, after: Snapshot) -> None:
+        self.table, self.moment, self.before, self.after = table, moment, before, after
+        kept = " or ".join(f"{one.snapshot_id} of {_told(_time(one))}" for one in (before, after))
         super().__init__(
-            f"table {table!r}: there is no {asked}; {since}: `freshet history {table}` lists it"
+            f"table {table!r}: its state of {_told(moment)} may have expired; nearest are the "
+            f"snapshots {kept}: give the id of the one that is meant"
         )
 
 
@@ -125,13 +152,15 @@ def _entry(snapshot: Snapshot, current: int | None) -> Entry:
 class Past:
     """A table as it was: the snapshot (None: before there was any), its files, its schema.
 
-    `exact` is False where snapshots between this one and the moment asked for have expired.
+    `exact` is False where snapshots between this one and the moment asked for have expired; `after`
+    is then the next one that is kept.
     """
 
     snapshot: Snapshot | None
     files: Sequence[DataFile]
     schema: Schema
     exact: bool = True
+    after: Snapshot | None = None
 
     @property
     def committed_at(self) -> datetime | None:
@@ -160,13 +189,13 @@ def past(table: Table, moment: Moment, *, now: datetime | None = None) -> Past:
     after = ordered[len(before)] if len(before) < len(ordered) else None
     is_next = after is None or _number(after) == _number(before[-1]) + 1
     kept = now is not None and RETENTION.promises(_millis(moment), _millis(now))
-    return _past(table, before[-1], exact=is_next or kept)
+    return _past(table, before[-1], after=None if is_next or kept else after)
 
 
-def _past(table: Table, snapshot: Snapshot, *, exact: bool = True) -> Past:
+def _past(table: Table, snapshot: Snapshot, *, after: Snapshot | None = None) -> Past:
     schemas = table.schemas()
     schema = schemas.get(snapshot.schema_id or 0, table.schema())
-    return Past(snapshot, files_of(table, snapshot), schema, exact)
+    return Past(snapshot, files_of(table, snapshot), schema, exact=after is None, after=after)
 
 
 def files_of(table: Table, snapshot: Snapshot) -> list[DataFile]:
@@ -309,7 +338,7 @@ def _told(instant: datetime) -> str:
 
 def moment_of(text: str) -> Moment:
     """A moment as it is written: a snapshot's id, or an ISO 8601 date or time (UTC unless it says
-    otherwise). Raises `ValueError`.
+    otherwise), which becomes one in UTC. Raises `ValueError`.
     """
     if text.isascii() and text.isdecimal() and len(text) != len("20101201"):
         number = int(text)
@@ -317,4 +346,7 @@ def moment_of(text: str) -> Moment:
             raise ValueError(f"{text} is no snapshot's id")
         return number
     instant = datetime.fromisoformat(text)
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant
+    try:
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{text} is in no year of UTC's calendar") from None

@@ -156,7 +156,9 @@ def rollback(
     context: typer.Context,
     *,
     table: TableArgument,
-    to: Annotated[str, typer.Argument(metavar="SNAPSHOT", help=f"{_MOMENT.capitalize()}.")],
+    to: Annotated[
+        str, typer.Argument(metavar="SNAPSHOT", help=f"{_MOMENT[0].upper()}{_MOMENT[1:]}.")
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")
     ] = False,
@@ -169,6 +171,7 @@ def rollback(
     Each row that differs gets a change above all that is known of it, which is logged like any
     other: what is undone stays undone when it is delivered or replayed again, and what the source
     changes from now on lands as ever. Undone by another rollback. `freshet history` lists moments.
+    A time whose state has expired is refused: give a snapshot's id.
     """
     from lake.rollback import Rollback
     from local.way_back import way_back
@@ -181,7 +184,15 @@ def rollback(
             found = work.look(target)
             if dry_run:
                 _tell(found, as_json=as_json)
+                if found.expired is not None:
+                    say(f"{found.expired}; told is the way to the first")
+                if found.completed:
+                    say(_completes(found))
                 return
+            if found.expired is not None:
+                raise found.expired
+            if found.completed:
+                say(_completes(found))
             say(_sentence(found))
             if not typer.confirm("Roll back?", err=True):
                 raise Failed("nothing was rolled back")
@@ -189,6 +200,15 @@ def rollback(
     _tell(done, as_json=as_json)
     if done.snapshot_id is None:
         say("nothing was to be done: the table shows that state")
+    if done.completed:
+        say(f"{done.completed} rollback(s) that had been killed were completed first")
+
+
+def _completes(found: RolledBack) -> str:
+    return (
+        f"{found.table}: {found.completed} rollback(s) that were killed are completed first; rows "
+        "are counted without"
+    )
 
 
 def _sentence(found: RolledBack) -> str:

@@ -18,10 +18,21 @@ from lake.current import Applied
 from lake.erase import ErasureUnfinishedError
 from lake.lake import Lake
 from lake.log import RECEIPTS, LoggedEvent, Place
+from lake.rebuild import rebuild
+from lake.replay import Again
 from lake.rollback import Rollback, RolledBack
 from lake.table import KeyedTable
 from lake.testing import LakeSite, batch, placed
-from lake.travel import Moment, NoSuchMomentError, Past, diff, history, moment_of, past
+from lake.travel import (
+    Moment,
+    NoSuchMomentError,
+    Past,
+    StateExpiredError,
+    diff,
+    history,
+    moment_of,
+    past,
+)
 from lake.verify import verify_table
 
 # Later than any clock this runs under: a table is never older than its making, which no test moves.
@@ -65,6 +76,24 @@ class World:
     def rollback(self, moment: Moment, **options: Any) -> RolledBack:
         self.clock.advance(1)
         return Rollback(self.lake, Sale, now=self.clock, by="tester", **options).run(moment)
+
+    def killed(self, moment: Moment, step: str) -> None:
+        """A rollback whose process ends at a step."""
+
+        def crash(reached: str) -> None:
+            if reached == step:
+                raise Crash
+
+        with pytest.raises(Crash):
+            self.rollback(moment, on_step=crash)
+
+    def rebuild(self) -> None:
+        again = Again(self.lake, self.lake.tables, lambda _data, _at: (), self.clock, "tester")
+        rebuild(again, Sale, wait=lambda _: None)
+
+    def receipts(self, kind: str) -> list[dict[str, Any]]:
+        lines = (line for part in self.lake.log(RECEIPTS) for line in part.to_pylist())
+        return [line for line in lines if line["kind"] == kind]
 
     def shown(self, lake: Lake | None = None) -> dict[str, int]:
         rows = (lake or self.lake).rows("sales").to_pylist()
@@ -221,6 +250,12 @@ def test_a_time_without_a_zone_is_utc(text: str) -> None:
     assert moment_of(text) == AT
 
 
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
+def test_a_time_that_utc_has_no_year_for_is_no_moment(text: str) -> None:
+    with pytest.raises(ValueError, match="no year"):
+        moment_of(text)
+
+
 def test_ids_and_dates_are_told_apart() -> None:
     assert moment_of("1234567890123456789") == 1234567890123456789
     assert moment_of("20261121") == moment_of("2026-11-21")
@@ -254,12 +289,7 @@ def test_a_rollback_leaves_a_receipt_and_its_changes_in_the_log(world: World) ->
 
     done = world.rollback(first)
 
-    [receipt] = [
-        line
-        for part in world.lake.log(RECEIPTS)
-        for line in part.to_pylist()
-        if line["kind"] == "rollback"
-    ]
+    [receipt] = world.receipts("rollback")
     assert (receipt["table_name"], receipt["updated"], receipt["received"]) == ("sales", 1, 1)
     assert receipt["snapshot_id"] == done.snapshot_id
     assert str(first) in receipt["note"]
@@ -352,18 +382,117 @@ def test_a_rollback_to_before_the_first_commit_empties_the_table(
 def test_a_rollback_that_was_killed_is_done_by_the_next(world: World, step: str) -> None:
     first = world.land(row("A", 1, version=1), row("B", 1, version=1))
     world.land(row("A", 2, version=2), gone("B", version=2))
-
-    def crash(reached: str) -> None:
-        if reached == step:
-            raise Crash
-
-    with pytest.raises(Crash):
-        world.rollback(first, on_step=crash)
+    world.killed(first, step)
 
     world.rollback(first)
 
     assert world.shown() == {"A": 1, "B": 1}
+    assert len({line["batch"] for line in world.receipts("rollback")}) == 1
     world.holds()
+
+
+def test_a_rollback_to_another_state_completes_the_one_that_was_killed(world: World) -> None:
+    first = world.land(row("A", 1, version=1), row("B", 1, version=1), row("C", 1, version=1))
+    second = world.land(row("A", 2, version=2), gone("B", version=2), row("D", 4, version=1))
+    world.land(row("A", 3, version=3), row("B", 3, version=3), gone("C", version=3))
+    world.killed(first, "logged")
+
+    seen = Rollback(world.lake, Sale, now=world.clock, by="tester").look(second)
+    done = world.rollback(second)
+
+    assert seen.completed == done.completed == 1
+    assert world.shown() == {"A": 2, "C": 1, "D": 4}
+    world.holds()
+    world.rebuild()
+    assert world.shown() == {"A": 2, "C": 1, "D": 4}
+    world.holds()
+    batches = [line["batch"] for line in world.receipts("rollback")]
+    assert len(set(batches)) == len(batches) == 2
+    assert world.rollback(second).completed == 0
+
+
+@pytest.mark.parametrize("step", ["logged", "applied"])
+def test_a_rollback_that_was_killed_is_cancelled_by_one_to_what_was_shown(
+    world: World, step: str
+) -> None:
+    first = world.land(row("A", 1, version=1), row("B", 1, version=1))
+    second = world.land(row("A", 2, version=2), gone("B", version=2))
+    world.killed(first, step)
+
+    world.rollback(second)
+
+    assert world.shown() == {"A": 2}
+    world.rebuild()
+    assert world.shown() == {"A": 2}
+    world.holds()
+
+
+def test_completing_a_rollback_may_be_killed_too(world: World) -> None:
+    first = world.land(row("A", 1, version=1))
+    second = world.land(row("A", 2, version=2))
+    world.land(row("A", 3, version=3))
+    world.killed(first, "logged")
+    world.killed(second, "completed")
+    world.clock.advance(timedelta(days=3).total_seconds())
+
+    assert world.rollback(second).completed == 0
+    assert world.shown() == {"A": 2}
+    world.rebuild()
+    assert world.shown() == {"A": 2}
+
+
+def test_a_rollback_that_was_killed_days_ago_is_completed(world: World) -> None:
+    first = world.land(row("A", 1, version=1))
+    second = world.land(row("A", 2, version=2))
+    world.killed(first, "logged")
+    world.clock.advance(timedelta(days=40).total_seconds())
+
+    assert world.rollback(second).completed == 1
+    assert world.shown() == {"A": 2}
+    world.rebuild()
+    assert world.shown() == {"A": 2}
+
+
+def test_the_state_that_is_gone_back_to_may_expire_while_another_is_completed(
+    world: World, ticking: Callable[[timedelta], None]
+) -> None:
+    ids = []
+    for number in range(120):
+        ids.append(world.land(row("A", number + 1, version=number + 1)))
+        ticking(timedelta(seconds=1))
+    world.killed(ids[-2], "logged")
+    oldest = history(world.rows.view().table)[0].snapshot_id
+
+    world.rollback(oldest)
+
+    assert world.shown() == {"A": ids.index(oldest) + 1}
+    assert oldest not in [one.snapshot_id for one in history(world.rows.view().table)]
+
+
+def test_a_rollback_to_a_state_that_expired_is_refused_and_names_what_is_kept(
+    world: World, ticking: Callable[[timedelta], None]
+) -> None:
+    ids = []
+    for number in range(120):
+        ids.append(world.land(row("A", number + 1, version=number + 1)))
+        ticking(timedelta(minutes=1))
+    table = world.rows.view().table
+    expired = AT.replace(hour=9, minute=20)
+    pointer = world.site.pointer(world.lake, "sales")
+
+    seen = Rollback(world.lake, Sale, now=world.clock, by="tester").look(expired)
+    with pytest.raises(StateExpiredError) as refused:
+        world.rollback(expired)
+
+    before, after = refused.value.before, refused.value.after
+    assert world.site.pointer(world.lake, "sales") == pointer
+    assert str(before.snapshot_id) in str(refused.value)
+    assert str(after.snapshot_id) in str(refused.value)
+    assert past(table, expired).snapshot == before
+    assert seen.to_json()["exact"] is False
+    assert str(seen.expired) == str(refused.value)
+    world.rollback(before.snapshot_id)
+    assert world.shown() == {"A": ids.index(before.snapshot_id) + 1}
 
 
 def test_a_change_that_comes_while_a_rollback_runs_is_newer(world: World) -> None:
