@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
 from pyiceberg.types import (
     DecimalType,
     DoubleType,
@@ -58,18 +58,37 @@ def evolve(table: Table, spec: TableSpec, *, words: bool = True) -> Table:
     return table
 
 
+def evolved_in_memory(table: Table, spec: TableSpec) -> Table:
+    """The table as `evolve` would make it, for readers: nothing is committed. Raises as `evolve`.
+
+    The table itself where only words differ.
+    """
+    changes = _differences(spec, table.schema())
+    _check_partition(table, spec)
+    if not changes.of_schema:
+        return table
+    transaction = table.transaction()
+    _stage(transaction, changes)
+    seen = transaction.table_metadata
+    return Table(table.name(), seen, table.metadata_location, table.io, table.catalog)
+
+
 def _apply(table: Table, changes: _Changes) -> None:
     with table.transaction() as transaction:
-        if changes.of_schema:
-            with transaction.update_schema() as update:
-                for path, made in changes.updates.items():
-                    update.update_column(path, **made)
-                for was, now in changes.renamings.items():
-                    update.rename_column(was, now)
-                for added in changes.additions:
-                    update.add_column(added.name, added.field_type, doc=added.doc)
-        if changes.properties:
-            transaction.set_properties(changes.properties)
+        _stage(transaction, changes)
+
+
+def _stage(transaction: Transaction, changes: _Changes) -> None:
+    if changes.of_schema:
+        with transaction.update_schema() as update:
+            for path, made in changes.updates.items():
+                update.update_column(path, **made)
+            for was, now in changes.renamings.items():
+                update.rename_column(was, now)
+            for added in changes.additions:
+                update.add_column(added.name, added.field_type, doc=added.doc)
+    if changes.properties:
+        transaction.set_properties(changes.properties)
 
 
 def _differences(spec: TableSpec, schema: Schema) -> _Changes:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import timedelta
-from typing import Any
+from typing import Any, Never
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
 from freshet.clock import Now
 from freshet.contract import Contract, Registry
-from freshet.objects import Objects
+from freshet.objects import Objects, StoredObject
 from lake.current import Applied, CurrentState
 from lake.io import ObjectsFileIO
 from lake.keys import KeyIndex
@@ -27,7 +28,7 @@ from lake.log import (
 )
 from lake.spec import rows_spec, tombstones_spec
 from lake.steps import OnConflict, OnStep, Step, no_conflict, no_step
-from lake.table import FILE_ROWS_MAX, KeyedTable
+from lake.table import FILE_ROWS_MAX, KeyedTable, ReadOnlyError
 from lake.vacuum import GRACE, Vacuum
 
 # Partitions in flight at once: hides store latency (40 ms a call) without holding more than eight
@@ -37,12 +38,42 @@ IO_THREADS = 8
 TOMBSTONE_ROWS_MAX = 65_536
 
 
+class _ReadOnlyObjects:
+    """`freshet.objects.Objects` that only reads: no commit gets by it, for each writes first."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def get(self, key: str) -> StoredObject:
+        """See `Objects.get`."""
+        return self._objects.get(key)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `Objects.list`."""
+        return self._objects.list(prefix)
+
+    def put(self, key: str, data: bytes) -> Never:  # noqa: ARG002 - it is refused
+        """Raises `ReadOnlyError`."""
+        raise ReadOnlyError(key)
+
+    def put_if(self, key: str, data: bytes, *, etag: str | None) -> Never:  # noqa: ARG002 - as above
+        """Raises `ReadOnlyError`."""
+        raise ReadOnlyError(key)
+
+    def delete(self, key: str) -> Never:
+        """Raises `ReadOnlyError`."""
+        raise ReadOnlyError(key)
+
+
 class Lake:
     """Current-state tables, tombstones and logs of the declared tables.
 
     `objects` holds everything below `root` (`s3://bucket/prefix` or `file:///folder`);
     `open_catalog` makes the catalog over our file access. `on_conflict` is told a table's name each
     time a commit to it comes second and must be planned again.
+
+    A `read_only` lake shows tables as their contracts declare them and leaves them as they are:
+    none is created or evolved, and every write raises `ReadOnlyError`.
     """
 
     def __init__(
@@ -58,10 +89,12 @@ class Lake:
         on_conflict: OnConflict = no_conflict,
         io_threads: int = IO_THREADS,
         file_rows_max: int = FILE_ROWS_MAX,
+        read_only: bool = False,
     ) -> None:
+        self.read_only = read_only
         self.tables, self.database, self._wait, self._step = tables, database, wait, on_step
         self._on_conflict = on_conflict
-        self.objects = MeteredObjects(objects)
+        self.objects = MeteredObjects(_ReadOnlyObjects(objects) if read_only else objects)
         self.files = ObjectsFileIO(self.objects, root)
         self.catalog = open_catalog(self.files)
         self.pool = ContextPool(io_threads, thread_name_prefix="lake")
@@ -158,6 +191,15 @@ class Lake:
             grace=grace,
         )
 
+    def reader(self) -> Lake:
+        """This lake, read only: the same threads, store and catalog, which only this one closes."""
+        other = copy(self)
+        other.read_only = True
+        other._open = {}  # noqa: SLF001 - of this very class, and below
+        other.objects = MeteredObjects(_ReadOnlyObjects(self.objects.store))
+        other._logs = StreamLogs(other.objects, self.tables)  # noqa: SLF001
+        return other
+
     def close(self) -> None:
         """Stop the threads and let go of the catalog."""
         self.pool.shutdown()
@@ -170,6 +212,7 @@ class Lake:
             "files": self.files,
             "pool": self.pool,
             "index": self._index,
+            "read_only": self.read_only,
         }
         dead = tombstones_spec(contract)
         return CurrentState(

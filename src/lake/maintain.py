@@ -40,7 +40,7 @@ from lake.snapshot import (
 )
 from lake.table import KeyedTable
 from lake.travel import MAINTAINED
-from lake.vacuum import GRACE, Outcome, Vacuumed, share
+from lake.vacuum import GRACE, Outcome, Vacuumed, readable, share
 
 # A table that is read by one more call for each of its manifests is slow; writers leave up to 8.
 MANIFESTS_IDLE_MAX = 4
@@ -94,7 +94,8 @@ class Maintained:
     @property
     def detail(self) -> str:
         """Why it did not end well, where it did not."""
-        return "; ".join(filter(None, (self.tidied.detail, self.vacuumed.detail)))
+        # Both looked at the same table: what neither could read is told once.
+        return "; ".join(dict.fromkeys(filter(None, (self.tidied.detail, self.vacuumed.detail))))
 
     def to_json(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -130,8 +131,10 @@ class Maintenance:
         """Maintain rows and tombstones of each contract; what became of each, in order.
 
         `left_s` gives the seconds left for all of them. One table that must be refused, or whose
-        store does not answer, does not keep the others from their turn. A dry run changes nothing.
+        store does not answer or whose metadata cannot be read, does not keep the others from their
+        turn. A dry run changes nothing: no table is made or evolved either.
         """
+        lake = self._lake.reader() if dry_run else self._lake
         parts = [(contract, end) for contract in contracts for end in ("", "_tombstones")]
         done = []
         for at, (contract, end) in enumerate(parts):
@@ -139,27 +142,33 @@ class Maintenance:
             progress(f"{name}: looking for files that nothing needs and for what to tidy")
             mine = share(left_s, len(parts) - at)
             # Vacuum frees the space: half of the time is its own.
-            tidied = self._turn(contract, name, share(mine, 2), dry_run=dry_run)
+            tidied = self._turn(lake, contract, name, share(mine, 2), dry_run=dry_run)
             done.append(Maintained(tidied, self._vacuum.turn(name, mine, dry_run=dry_run)))
         return done
 
     def _turn(
-        self, contract: type[Contract], name: str, left_s: Callable[[], float], *, dry_run: bool
+        self,
+        lake: Lake,
+        contract: type[Contract],
+        name: str,
+        left_s: Callable[[], float],
+        *,
+        dry_run: bool,
     ) -> Tidied:
         try:
-            if not self._is_there(name):
-                return Tidied(Outcome.ABSENT)
-            current = self._lake.current(contract.table)
-            is_rows = name == contract.table
-            keyed = current.rows if is_rows else current.tombstones
-            prune = None if is_rows or self._horizon is None else self._prune(contract)
-            return _Turn(keyed, self._catalog, prune, self._now, left_s).run(dry_run=dry_run)
+            with readable(name):
+                if not self._is_there(name):
+                    return Tidied(Outcome.ABSENT)
+                current = lake.current(contract.table)
+                is_rows = name == contract.table
+                keyed = current.rows if is_rows else current.tombstones
+                prune = None if is_rows else self._prune(lake, contract)
+                return _Turn(keyed, self._catalog, prune, self._now, left_s).run(dry_run=dry_run)
         except FreshetError as error:
             return Tidied(Outcome.REFUSED, detail=str(error))
 
-    def _prune(self, contract: type[Contract]) -> Prune:
-        assert self._horizon is not None, "the caller has looked"
-        return Prune(self._lake, contract, self._horizon)
+    def _prune(self, lake: Lake, contract: type[Contract]) -> Prune | None:
+        return None if self._horizon is None else Prune(lake, contract, self._horizon)
 
     def _is_there(self, name: str) -> bool:
         """Opening a table would make it; maintenance makes none."""
@@ -233,10 +242,12 @@ class _Turn:
     def _prune_tombstones(self) -> None:
         if self._prune is None:
             return
-        pruned = self._prune.run(self._now())
+        pruned = self._prune.run(self._now(), self._left_s)
         self._note(tombstones_pruned=pruned.tombstones, quarantined=pruned.quarantined)
         if pruned.gave_way:
             self._give_way()
+        elif pruned.unfinished:
+            self._note(outcome=Outcome.UNFINISHED, detail="tombstones to look at are left")
 
     def _compact(self) -> None:
         done = self._compaction.run(self._now(), self._left_s)

@@ -34,15 +34,15 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import CreateTableTransaction, Table
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.types import PrimitiveType
 
 from freshet.arrow import DELETED, PATCHES, POSITION, VERSION, key_column
-from freshet.errors import ConflictError
+from freshet.errors import ConflictError, TerminalError
 from freshet.merge import Merged, Outcome, merge
 from freshet.patch import Place, Record, Shape, State, deleted, join
-from lake.evolution import evolve
+from lake.evolution import evolve, evolved_in_memory
 from lake.io import ObjectsFileIO
 from lake.keys import KeyIndex, Located, locate
 from lake.parquet import FileWriter, read_rows
@@ -64,6 +64,17 @@ TABLE_PROPERTIES = {
     "write.metadata.previous-versions-max": "20",
     "commit.retry.num-retries": "1",  # our own loop plans again instead
 }
+
+
+class ReadOnlyError(TerminalError):
+    """A write to a lake, or to a table of one, that was opened for reading."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"the lake is open for reading only, and {what!r} was to be written or deleted; "
+            "whoever writes opens it for writing"
+        )
 
 
 RowsKept = Callable[[pa.Table], pa.Table]
@@ -177,7 +188,10 @@ class Sweep:
 
 
 class KeyedTable:
-    """Reads and rewrites one Iceberg table by key. Not a port: the lake's own."""
+    """Reads and rewrites one Iceberg table by key. Not a port: the lake's own.
+
+    With `read_only` what a writer would change of the table as it opens it, a reader only sees.
+    """
 
     def __init__(
         self,
@@ -190,8 +204,9 @@ class KeyedTable:
         index: KeyIndex,
         file_rows_max: int = FILE_ROWS_MAX,
         keep_columns: Sequence[str] | None = None,
+        read_only: bool = False,
     ) -> None:
-        self.spec = spec
+        self.spec, self._read_only = spec, read_only
         self._catalog, self._identifier, self._files, self._pool = (
             catalog,
             (database, spec.name),
@@ -203,14 +218,37 @@ class KeyedTable:
         self._reader, self._index = ManifestReader(), index
         self._lock = threading.Lock()
         self._schema_id: int | None = None
+        self._absent: Table | None = None
         # Store calls wait side by side; decoding and merging take a core each, and more threads
         # than cores would only pass the interpreter's lock about and hold more rows in memory.
         self._cores = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def view(self) -> View:
-        """The table as the catalog shows it now; first created, or evolved to its contract."""
-        table = self._load()
+        """The table as the catalog shows it now; first created, or evolved to its contract: to be
+        read only, in memory alone.
+        """
+        table = self._seen() if self._read_only else self._load()
         return View(table, live_files(table, self._reader), self.spec)
+
+    def _seen(self) -> Table:
+        with self._lock:
+            try:
+                table = self._catalog.load_table(self._identifier)
+            except NoSuchTableError:
+                return self._empty()
+            if table.metadata.current_schema_id == self._schema_id:
+                return table
+            seen = evolved_in_memory(table, self.spec)
+            if seen is table:
+                self._schema_id = table.metadata.current_schema_id
+            return seen
+
+    def _empty(self) -> Table:
+        """The table that a writer would create; it has no metadata file. One for all views."""
+        if self._absent is None:
+            metadata = self._creation().table_metadata
+            self._absent = Table(self._identifier, metadata, "", self._files, self._catalog)
+        return self._absent
 
     def _load(self) -> Table:
         with self._lock:
@@ -241,16 +279,19 @@ class KeyedTable:
             return self._create()
 
     def _create(self) -> Table:
-        # As a transaction: `create_table` of pyiceberg's SQL catalog writes past our file access.
         try:
-            return self._catalog.create_table_transaction(
-                self._identifier,
-                self.spec.iceberg_schema(),
-                partition_spec=self.spec.iceberg_partition_spec(),
-                properties=TABLE_PROPERTIES | self.spec.properties,
-            ).commit_transaction()
+            return self._creation().commit_transaction()
         except (TableAlreadyExistsError, CommitFailedException):
             return self._catalog.load_table(self._identifier)  # another writer was first
+
+    def _creation(self) -> CreateTableTransaction:
+        # As a transaction: `create_table` of pyiceberg's SQL catalog writes past our file access.
+        return self._catalog.create_table_transaction(
+            self._identifier,
+            self.spec.iceberg_schema(),
+            partition_spec=self.spec.iceberg_partition_spec(),
+            properties=TABLE_PROPERTIES | self.spec.properties,
+        )
 
     def locate(self, view: View, keys: pa.Array) -> Located:
         """Where the keys' rows are in this view."""
@@ -330,7 +371,12 @@ class KeyedTable:
         parts = [] if rows is None else self._parts(rows)
         return [self._encode(view, partition, part) for part in parts]
 
+    def _require_writing(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError(self.spec.name)
+
     def _write(self, made: Sequence[tuple[DataFile, bytes]]) -> None:
+        self._require_writing()
         for file, encoded in made:
             self._files.write(file.file_path, encoded)
 
@@ -443,8 +489,9 @@ class KeyedTable:
         operation: Operation = Operation.OVERWRITE,
     ) -> int:
         """Swap the files in one snapshot on exactly this view, and set properties with it; its id.
-        Raises `CommitConflictError`.
+        Raises `CommitConflictError`, `ReadOnlyError`.
         """
+        self._require_writing()
         removed = {path for rewrite in rewrites for path in rewrite.removed}
         snapshot_id = commit_swap(
             self._catalog,

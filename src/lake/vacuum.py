@@ -299,7 +299,7 @@ class Vacuum:
             ) from error
 
     def _load(self, name: str) -> Table | None:
-        with _readable(name):
+        with readable(name):
             try:
                 return self._catalog.load_table((self._database, name))
             except NoSuchTableError:
@@ -319,7 +319,7 @@ class Vacuum:
         if now is None or _identity(now) != _identity(table):
             raise UnsafeTableError(name, "it was dropped or moved just now; the next run looks")
         references = _References(now, self._pool, left_s)
-        with _readable(name):
+        with readable(name):
             of_snapshots = references.of_snapshots()
         needed = self._relative(name, now, of_snapshots)
         kept = self._relative(name, now, references.of_metadata())
@@ -404,8 +404,10 @@ class _References:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """`UnsafeTableError` for whatever the decoders of Iceberg's files raise of broken ones."""
+def readable(name: str) -> Iterator[None]:
+    """`UnsafeTableError` for whatever the decoders of Iceberg's files raise of broken ones, and for
+    one that is not there. What Freshet raises on purpose passes.
+    """
     try:
         yield
     except (FreshetError, _OutOfTime):

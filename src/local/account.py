@@ -20,10 +20,8 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 from pyiceberg.catalog.glue import GlueCatalog
-from pyiceberg.exceptions import NoSuchTableError
-from pyiceberg.table import CommitTableResponse, StagedTable, Table
+from pyiceberg.table import CommitTableResponse, Table
 from pyiceberg.table.update import TableRequirement, TableUpdate
-from pyiceberg.typedef import Identifier
 
 from api_poller.state import StateStore
 from freshet.errors import SettingsError, TerminalError, TransientError
@@ -170,7 +168,7 @@ def with_token(token: str) -> Authorise:
 
 
 class _ReadOnly(LakeCatalog, GlueCatalog):
-    """Glue as a reader sees it: what nobody wrote yet is empty, and nothing is committed."""
+    """Glue as a reader sees it: no database is made, and nothing is committed."""
 
     place = "Glue catalog"
     faults = (BotoCoreError, ClientError)
@@ -178,17 +176,6 @@ class _ReadOnly(LakeCatalog, GlueCatalog):
     def __init__(self, client: Any, files: ObjectsFileIO, *, warehouse: str, stack: str) -> None:
         super().__init__("freshet", client=client, warehouse=warehouse)
         self.files, self._stack = files, stack
-        self._absent: dict[tuple[str, ...], Table] = {}
-
-    def load_table(self, identifier: str | Identifier) -> Table:
-        """See pyiceberg."""
-        try:
-            return super().load_table(identifier)
-        except NoSuchTableError:
-            absent = self._absent.get(self.identifier_to_tuple(identifier))
-            if absent is None:
-                raise
-            return absent
 
     def commit_table(
         self,
@@ -196,17 +183,8 @@ class _ReadOnly(LakeCatalog, GlueCatalog):
         requirements: tuple[TableRequirement, ...],  # noqa: ARG002 - pyiceberg's
         updates: tuple[TableUpdate, ...],  # noqa: ARG002 - pyiceberg's
     ) -> CommitTableResponse:
-        """Keep a new table in memory; refuse to change one that exists."""
-        if not isinstance(table, StagedTable):
-            raise StackError(
-                self._stack,
-                f"declares {table.name()[-1]} otherwise than this checkout; "
-                "use the release that is deployed",
-            )
-        self._absent[table.name()] = table
-        return CommitTableResponse(
-            metadata=table.metadata, metadata_location=table.metadata_location
-        )
+        """Refuse: a lake that only reads asks for none."""
+        raise StackError(self._stack, f"is read from here; {table.name()[-1]} was to be changed")
 
 
 def _session() -> boto3.Session:
@@ -236,7 +214,11 @@ class Account:
         self.home("demo")
 
     @contextmanager
-    def lake(self) -> Iterator[tuple[Any, LakeAccess]]:
+    def lake(
+        self,
+        *,
+        read_only: bool = True,  # noqa: ARG002 - it always is
+    ) -> Iterator[tuple[Any, LakeAccess]]:
         """See `Cloud`."""
         stack = self._read()
         root = f"s3://{stack['LakeBucketName']}/{LAKE_PREFIX}"
@@ -249,6 +231,7 @@ class Account:
             lambda files: _ReadOnly(glue, files, warehouse=root, stack=self.stack),
             tables=TABLES,
             database=stack["DatabaseName"],
+            read_only=True,
         )
         try:
             yield (

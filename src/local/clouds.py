@@ -45,8 +45,10 @@ class Cloud(Protocol):
     def demo_home(self) -> Home:
         """The home of a demo; LocalRuntimeError where it would mix with what is not its own."""
 
-    def lake(self) -> AbstractContextManager[tuple[Any, LakeAccess]]:
-        """The lake for reading, and how to reach its objects."""
+    def lake(self, *, read_only: bool = True) -> AbstractContextManager[tuple[Any, LakeAccess]]:
+        """The lake, and how to reach its objects: for reading, which leaves its tables as they are,
+        unless told otherwise. An account's is for reading, whoever asks.
+        """
 
     def sender(self) -> AbstractContextManager[Any]:
         """A `Sender` to the producer's API; afterwards, what it sent is on its way."""
@@ -81,9 +83,9 @@ class Laptop:
         self.folder.refuse_demo()
         return self.folder
 
-    def lake(self) -> AbstractContextManager[tuple[Any, LakeAccess]]:
+    def lake(self, *, read_only: bool = True) -> AbstractContextManager[tuple[Any, LakeAccess]]:
         """See `Cloud`."""
-        return open_lake(self.folder)
+        return open_lake(self.folder, read_only=read_only)
 
     @contextmanager
     def sender(self) -> Iterator[Any]:

@@ -54,7 +54,7 @@ def maintain(
     contracts = [contract_named(name) for name in table] if table else list(TABLES)
     place = cloud_of(context, home)
     place.home("maintain")  # a deployed lake has a function for that
-    with place.lake() as (lake, _):
+    with place.lake(read_only=dry_run) as (lake, _):
         maintenance = Maintenance(lake, now=utc_now, grace=timedelta(hours=grace_hours))
         done = maintenance.run(contracts, dry_run=dry_run, progress=say)
     _tell([one.to_json() for one in done], as_json=as_json)

@@ -536,14 +536,16 @@ def _point_functions_at(owner: Addresses, home: Home, sources: Mapping[str, str]
 
 
 @contextmanager
-def open_lake(home: Home) -> Iterator[tuple[Any, LakeAccess]]:
-    """A home's lake for reading, and how to reach its objects."""
-    with reading(home), open_lake_here() as opened:
+def open_lake(home: Home, *, read_only: bool = True) -> Iterator[tuple[Any, LakeAccess]]:
+    """A home's lake, and how to reach its objects: for reading, which leaves tables as they are,
+    unless told otherwise.
+    """
+    with reading(home), open_lake_here(read_only=read_only) as opened:
         yield opened
 
 
 @contextmanager
-def open_lake_here() -> Iterator[tuple[Any, LakeAccess]]:
+def open_lake_here(*, read_only: bool = True) -> Iterator[tuple[Any, LakeAccess]]:
     """As `open_lake`, of the AWS that the environment leads to, as it does while a `Pipeline` runs.
 
     Safe for a thread beside the pipeline's own: it changes no variable and shares no session.
@@ -554,7 +556,7 @@ def open_lake_here() -> Iterator[tuple[Any, LakeAccess]]:
     from lake.settings import LakeSettings
 
     settings = LakeSettings.from_env()
-    lake = opened(settings, TABLES, boto3.session.Session().client)
+    lake = opened(settings, TABLES, boto3.session.Session().client, read_only=read_only)
     try:
         yield lake, _access(settings.root)
     finally:

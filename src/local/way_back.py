@@ -46,11 +46,11 @@ class WayBack:
 def way_back(context: typer.Context, home: Path, *, writes: bool = True) -> Iterator[WayBack]:
     """Open all that it takes to bring changes back, in the place that the command line names.
 
-    Without `writes` a deployed lake is opened for reading only.
+    Without `writes` the lake is opened for reading only.
     """
     place = cloud_of(context, home)
     account = _account(place)
-    with place.lake() as (lake, _):
+    with place.lake(read_only=not writes) as (lake, _):
         if account is None:
             import boto3
 

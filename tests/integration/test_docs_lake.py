@@ -45,7 +45,7 @@ def test_a_lake_tells_its_rows_and_how_fresh_they_are(
     home = Home(tmp_path / "home")
     home.aws.mkdir(parents=True)
     now: Now = lambda: COMMITTED  # noqa: E731
-    with open_lake(home) as (lake, access):
+    with open_lake(home, read_only=False) as (lake, access):
         handle = build(lake, tables=TABLES, now=now)
         handle({"Records": [_record(1, 1), _record(2, 2)]}, None)
         handle({"Records": [_record(3, 3)]}, None)

@@ -17,6 +17,7 @@ import pytest
 from moto import mock_aws
 from tests.evolving import ID, Declared, contract, stock
 
+from freshet.arrow import PATCHES
 from freshet.contract import Contract, Integer, Money, PartitionField, Real, Registry, Text
 from freshet.errors import SchemaChangeError
 from freshet.objects import DirectoryObjects
@@ -27,7 +28,9 @@ from lake.glue import glue_catalog
 from lake.history import why
 from lake.lake import Lake
 from lake.log import LoggedEvent, Place
+from lake.sqlite import sql_catalog
 from lake.subject import Request
+from lake.table import ReadOnlyError
 from lake.testing import LakeSite, batch, placed
 from local.sql import _table_view
 
@@ -56,6 +59,24 @@ class Site:
         tables = Registry(declared)
         root = f"file://{self.folder}/lake"
         return LakeSite(objects, self.folder / "catalog.db", root=root, tables=tables).open()
+
+    def read(self, *declared: type[Contract]) -> Lake:
+        """As whoever only asks opens it."""
+        root = f"file://{self.folder}/lake"
+        return Lake(
+            DirectoryObjects(self.folder / "lake"),
+            root,
+            lambda files: sql_catalog(
+                self.folder / "catalog.db", files, warehouse=root, database="freshet"
+            ),
+            tables=Registry(declared),
+            read_only=True,
+        )
+
+    def held(self) -> dict[str, bytes]:
+        """Every file, the catalog's among them."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in found}
 
     def write(self, lake: Lake, declared: type[Contract], **said: Any) -> Any:
         at = next(self.numbers)
@@ -117,6 +138,101 @@ def test_other_readers_see_files_older_than_a_change_beside_newer_ones(
         _table_view(connection, keyed)
         asked = connection.execute("SELECT id, town, count FROM evolving ORDER BY id").fetchall()
     assert asked == wanted
+
+
+def test_a_read_under_a_newer_contract_changes_nothing_and_shows_its_columns(site: Site) -> None:
+    old = contract(FIRST, partition=BY_PLACE)
+    writer = site.open(old)
+    site.write(writer, old, after={"id": "a", "place": "Ulm", "count": 1})
+    site.write(writer, old, key={"id": "a"}, version=9, patch={"place": "Bonn"})
+    note = Declared(Text(9), optional=True)
+    new = contract(
+        {**RENAMED, "count": COUNT.but(type=Integer(64)), "note": note}, partition=BY_TOWN
+    )
+    held = site.held()
+
+    lake = site.read(new)
+    seen = rows(lake, "id", "town", "count", "note")
+    told = json.loads(lake.rows("evolving")[PATCHES][0].as_py())
+    names = stock(lake).schema().column_names
+    with duckdb.connect() as connection:
+        connection.execute("CREATE SCHEMA freshet_shapes")
+        _table_view(connection, lake.current("evolving").rows)
+        asked = connection.execute("SELECT id, town, count, note FROM evolving").fetchall()
+    scan = lake.current("evolving").rows.view().table.scan().to_arrow().to_pydict()
+
+    assert seen == asked == [("a", "Bonn", 1, None)]
+    assert list(told) == ["town"]
+    assert (scan["town"], scan["note"]) == (["Bonn"], [None])
+    assert ("place" in names, "town" in names, "note" in names) == (True, False, False)
+    assert site.held() == held
+    # The release that is deployed goes on.
+    assert site.write(writer, old, after={"id": "b", "place": "Jena", "count": 2}).inserted == 1
+    assert rows(lake, "id", "town", "note") == [("a", "Bonn", None), ("b", "Jena", None)]
+    # And the next commit evolves the table, as ever.
+    site.write(site.open(new), new, after={"id": "c", "town": "Rom", "count": 3, "note": "n"})
+    assert "note" in stock(lake).schema().column_names
+    assert rows(lake, "id", "note") == [("a", None), ("b", None), ("c", "n")]
+    with pytest.raises(SchemaChangeError, match=r"'(note|town)'"):
+        site.write(writer, old, after={"id": "b", "place": "Rom", "count": 2})
+
+
+def test_a_read_of_an_empty_home_makes_no_table(site: Site) -> None:
+    declared = contract(FIRST, partition=BY_PLACE)
+    site.open(declared).close()  # the catalog itself
+    held = site.held()
+
+    lake = site.read(declared)
+    view = lake.current("evolving").rows.view()
+
+    assert (lake.rows("evolving").num_rows, view.files, view.snapshot_id) == (0, [], None)
+    assert lake.current("evolving").rows.view().table.metadata.table_uuid == (
+        view.table.metadata.table_uuid
+    )
+    assert list(lake.catalog.list_tables("freshet")) == []
+    assert site.held() == held
+    writer = site.open(declared)
+    site.write(writer, declared, after={"id": "a", "place": "Ulm", "count": 1})
+    assert rows(lake, "id", "place") == [("a", "Ulm")]
+
+
+def test_a_change_that_the_lake_cannot_take_is_refused_when_it_is_read_too(site: Site) -> None:
+    old = contract(FIRST)
+    site.write(site.open(old), old, after={"id": "a", "place": "Ulm", "count": 1})
+    held = site.held()
+
+    with pytest.raises(SchemaChangeError, match="'count'"):
+        site.read(contract({"id": ID, "place": PLACE})).rows("evolving")
+
+    assert site.held() == held
+
+
+@pytest.mark.parametrize("made", ["opened", "derived"])
+def test_a_lake_that_is_read_only_refuses_every_write(site: Site, made: str) -> None:
+    old, new = contract(FIRST), contract(RENAMED)
+    site.write(site.open(old), old, after={"id": "a", "place": "Ulm", "count": 1})
+    held = site.held()
+    lake = site.read(new) if made == "opened" else site.open(new).reader()
+    said = {"id": "a", "town": "Bonn", "count": 2}
+    [line] = [
+        LoggedEvent(placed(new, 7, version=7, after=said).event, Place("s", "7", 0, "7", LANDED))
+    ]
+    keyed = lake.current("evolving").rows
+
+    for writes in (
+        lambda: site.write(lake, new, after=said),
+        lambda: site.write(lake, new, key={"id": "a"}),
+        lambda: lake.truncate("evolving", 9, "9", {}),
+        lambda: lake.keep("batch", [line], []),
+        lambda: keyed.commit(keyed.view(), [], {}),
+        lambda: lake.objects.put("key", b""),
+        lambda: lake.objects.put_if("key", b"", etag=None),
+        lambda: lake.objects.delete("key"),
+    ):
+        with pytest.raises(ReadOnlyError, match="open for reading only"):
+            writes()
+
+    assert site.held() == held
 
 
 def test_a_renamed_key_finds_its_rows_and_its_tombstones(site: Site) -> None:

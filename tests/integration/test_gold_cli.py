@@ -71,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("POWERTOOLS_METRICS_DISABLED", "true")
-        with open_lake(home) as (lake, _):
+        with open_lake(home, read_only=False) as (lake, _):
             build(lake, tables=TABLES, now=StoppedClock())(batch(*events), None)
         yield home
 
@@ -86,7 +86,7 @@ def freshet(*arguments: str, home: Path) -> list[dict[str, Any]]:
 
 
 def asked(home: Home, query: str) -> list[tuple[Any, ...]]:
-    with open_lake(home) as (lake, access):
+    with open_lake(home, read_only=False) as (lake, access):
         connection = connect(lake, access)
         rows = ask(connection, query)[1]
         connection.close()
@@ -115,7 +115,7 @@ def test_gold_is_there_before_and_after_it_is_applied_and_renewed_when_it_is_aga
     again = {row["view"]: row["did"] for row in freshet("apply", home=home.folder)}
     assert {again[name] for name in ("sale_changes", "revenue_changes")} == {"unchanged"}
 
-    with open_lake(home) as (lake, _):
+    with open_lake(home, read_only=False) as (lake, _):
         event = batch(sale(3, 80, returned_quantity=2), first=100)
         build(lake, tables=TABLES, now=StoppedClock())(event, None)
     assert len(asked(home, RESTATED)) == 1  # as it was materialised
@@ -142,7 +142,7 @@ def test_a_running_pipeline_renews_gold_each_interval_and_outlives_a_failure(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     freshet("apply", home=home.folder)
-    with open_lake(home) as opened:
+    with open_lake(home, read_only=False) as opened:
         lake, _ = opened
         sent = sale(4, 120, returned_quantity=3)
         build(lake, tables=TABLES, now=StoppedClock())(batch(sent, first=200), None)
@@ -180,7 +180,10 @@ def test_gold_that_was_never_applied_is_renewed_when_the_first_interval_is_over(
         waits.append(seconds)
         return True
 
-    with open_lake(home) as opened, renewing(lambda: nullcontext(opened), EVERY, wait):
+    with (
+        open_lake(home, read_only=False) as opened,
+        renewing(lambda: nullcontext(opened), EVERY, wait),
+    ):
         pass
 
     [first] = waits

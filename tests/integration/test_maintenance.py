@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evolving import Declared, contract
 from tests.unit.test_consumer_decode import batch_of
 
 from consumer import app as consumer
+from freshet.contract import Integer, Registry, Text
 from freshet.errors import SettingsError, UnknownTableError
 from freshet.tables import TABLES, Sale
 from freshet.telemetry import LogEvent, Metric, count
-from freshet.testing import MemoryObjects, StoppedClock, change, sale_row
+from freshet.testing import MemoryObjects, StoppedClock, change, product_row, sale_row
 from freshet.wire import encode_event
 from lake.lake import Lake
 from lake.maintain import Maintenance
 from lake.prune import HORIZON, REPLAY
 from lake.settings import LakeSettings
 from lake.testing import LakeSite, batch, placed
-from lake.vacuum import COMMIT_MAX, GRACE
+from lake.vacuum import COMMIT_MAX, GRACE, Outcome
+from local.clouds import Laptop
 from local.invocation import LocalFunction
-from local.runtime import Aws, Home, local_aws
+from local.runtime import DATABASE, Aws, Home, local_aws
 from maintenance import app
 from maintenance.app import MARGIN_S, Handler, InputError, TablesRefusedError, build
 from maintenance.settings import Settings
@@ -183,6 +186,129 @@ def test_a_refused_table_fails_the_run_after_the_others_had_their_turn(
     assert (refused["level"], refused["table"]) == ("ERROR", "sales")
     [counted] = [line for line in lines(told.out) if "TablesRefused" in line]
     assert (counted["function"], counted["TablesRefused"]) == ("maintenance", [1.0])
+
+
+def manifest_of(lake: Lake) -> str:
+    table = lake.current("sales").rows.view().table
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    return snapshot.manifests(table.io)[0].manifest_path
+
+
+def manifest_list_of(lake: Lake) -> str:
+    snapshot = lake.current("sales").rows.view().table.current_snapshot()
+    assert snapshot is not None
+    return snapshot.manifest_list
+
+
+def metadata_of(lake: Lake) -> str:
+    return lake.current("sales").rows.view().table.metadata_location
+
+
+def spoil(objects: MemoryObjects, key: str, how: str) -> None:
+    data = objects.get(key).data
+    if how == "deleted":
+        objects.delete(key)
+    else:
+        objects.put(
+            key,
+            {"truncated": data[: len(data) // 2], "garbage": b"garbage" * 50, "empty": b""}[how],
+        )
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("of", "how"),
+    [
+        (manifest_of, "deleted"),
+        (manifest_of, "truncated"),
+        (manifest_of, "garbage"),
+        (manifest_list_of, "deleted"),
+        (manifest_list_of, "empty"),
+        (metadata_of, "deleted"),
+        (metadata_of, "truncated"),
+        (metadata_of, "garbage"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_and_the_others_get_their_turn(
+    lake: Lake,
+    clock: StoppedClock,
+    objects: MemoryObjects,
+    tmp_path: Path,
+    of: Callable[[Lake], str],
+    how: str,
+    *,
+    dry_run: bool,
+) -> None:
+    product = placed(TABLES["products"], 1, version=1, after=product_row("4"))
+    lake.apply("products", batch(TABLES["products"], [product]), {})
+    spoil(objects, lake.files.key(of(lake)), how)
+    held = set(objects.list(""))
+    fresh = LakeSite(objects, tmp_path / "catalog.db").open()  # that has kept nothing in memory
+
+    done = Maintenance(fresh, now=clock).run([Sale, TABLES["products"]], dry_run=dry_run)
+    fresh.close()
+
+    found = {one.table: one for one in done}
+    assert {name: one.outcome for name, one in found.items()} == {
+        "sales": Outcome.REFUSED,
+        "sales_tombstones": Outcome.DONE,
+        "products": Outcome.DONE,
+        "products_tombstones": Outcome.DONE,
+    }
+    sales = found["sales"]
+    assert (sales.tidied.outcome, sales.vacuumed.outcome) == (Outcome.REFUSED, Outcome.REFUSED)
+    assert "cannot be read" in sales.detail or "FileNotFoundError" in sales.detail
+    assert held <= set(objects.list(""))
+    assert ("maintenance/freshet/products.json" in set(objects.list(""))) is not dry_run
+
+
+def test_what_keeps_both_steps_from_a_table_is_told_once(
+    lake: Lake, clock: StoppedClock, objects: MemoryObjects, tmp_path: Path
+) -> None:
+    spoil(objects, lake.files.key(metadata_of(lake)), "garbage")
+    fresh = LakeSite(objects, tmp_path / "catalog.db").open()
+
+    [sales, _] = Maintenance(fresh, now=clock).run([Sale])
+    fresh.close()
+
+    assert sales.detail.count("its metadata cannot be read") == 1
+
+
+def test_a_dry_run_evolves_no_table_and_makes_none(tmp_path: Path, clock: StoppedClock) -> None:
+    objects = MemoryObjects()
+    columns = {"id": Declared(Text(64, 1)), "count": Declared(Integer(32))}
+    old = contract(columns)
+    new = contract({**columns, "note": Declared(Text(9), optional=True)})
+    other = contract(columns, table="never_written")
+    first = LakeSite(objects, tmp_path / "catalog.db", tables=Registry((old,))).open()
+    event = placed(old, 1, version=1, after={"id": "a", "count": 1})
+    first.apply("evolving", batch(old, [event]), {})
+    pointer = first.current("evolving").rows.view().table.metadata_location
+    newer = LakeSite(objects, tmp_path / "catalog.db", tables=Registry((new, other))).open()
+    held, database = set(objects.list("")), (tmp_path / "catalog.db").read_bytes()
+
+    done = Maintenance(newer, now=clock).run([new, other], dry_run=True)
+
+    assert [one.outcome for one in done] == [Outcome.DONE] * 2 + [Outcome.ABSENT] * 2
+    assert set(objects.list("")) == held
+    assert (tmp_path / "catalog.db").read_bytes() == database
+    assert first.current("evolving").rows.view().table.metadata_location == pointer
+    first.close()
+    newer.close()
+
+
+def test_a_home_that_is_opened_for_reading_gets_no_tables(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with local_aws(home):
+        pass
+    seen = {}
+    for read_only in (True, False):
+        with Laptop(home).lake(read_only=read_only) as (lake, _):
+            assert lake.rows("sales").num_rows == 0
+            seen[read_only] = lake.catalog.list_tables(DATABASE)
+
+    assert seen == {True: [], False: [(DATABASE, "sales")]}
 
 
 def test_a_run_without_time_says_what_it_did_not_look_at(

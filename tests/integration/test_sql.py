@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def opened(home: Home) -> Iterator[Open]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        with open_lake(home) as (lake, access):
+        with open_lake(home, read_only=False) as (lake, access):
             yield Open(lake, access)
 
 

@@ -80,7 +80,7 @@ def athena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPy
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("POWERTOOLS_METRICS_DISABLED", "true")
-        with open_lake(home) as (lake, endpoint):
+        with open_lake(home, read_only=False) as (lake, endpoint):
             handle = build(lake, tables=TABLES, now=StoppedClock())
             handle({"Records": records}, None)
             handle({"Records": records[:-1]}, None)
