@@ -32,6 +32,21 @@ def supersedes(change: ModelChange, current: ModelChange | None) -> bool:
     return change.after != current.after and change.position > current.position
 
 
+def ends_again(
+    change: ModelChange, base: ModelChange | None, patched: Iterable[tuple[int, str]]
+) -> bool:
+    """True for a delete that repeats the delete before it, and ends patches that came in between
+    (at these versions and positions). With none to end, it is a duplicate.
+    """
+    if base is None or (change.version, change.after, base.after) != (base.version, None, None):
+        return False
+    return any(place < (change.version, change.position) for place in patched)
+
+
+def _place(one: ModelChange) -> tuple[int, str]:
+    return one.version, one.position
+
+
 def current_state(changes: Iterable[ModelChange]) -> dict[Hashable, ModelChange]:
     """What every key comes to, deletes (tombstones) included, each at its winner's version.
 
@@ -50,14 +65,15 @@ def current_state(changes: Iterable[ModelChange]) -> dict[Hashable, ModelChange]
 
 
 def _state(key: Hashable, changes: Sequence[ModelChange]) -> ModelChange:
-    base = ModelChange(key, 0, "", None)
-    for change in changes:
-        if change.patch is None and supersedes(change, base):
-            base = change
-    columns: dict[str, ModelChange] = {}
-    for change in changes:
-        if (change.version, change.position) > (base.version, base.position):
-            for name, value in (change.patch or {}).items():
+    base, columns = ModelChange(key, 0, "", None), dict[str, ModelChange]()
+    # In stream order: a truncation lies somewhere between the key's own changes.
+    for change in sorted(changes, key=lambda one: one.position):
+        if change.patch is None:
+            if supersedes(change, base) or ends_again(change, base, map(_place, columns.values())):
+                base = change
+            columns = {name: one for name, one in columns.items() if _place(one) > _place(base)}
+        elif _place(change) > _place(base):
+            for name, value in change.patch.items():
                 one = ModelChange(key, change.version, change.position, {name: value})
                 if supersedes(one, columns.get(name)):
                     columns[name] = one

@@ -121,6 +121,15 @@ class _Plan:
         """Changes with patches whose keys have no row."""
         return {text: one for text, one in self.patched.items() if text not in self.met}
 
+    def is_forewarned(self, text: str, version: int, position: str) -> bool:
+        """True if the tombstone of a delete that meets no row is there, and no patch waits that is
+        older than the delete: of deletes at one version the later ends what came in between.
+        """
+        waiting = self.known.waiting(text).values()
+        return self.known.forewarns(text, version) and not any(
+            patch.place < (version, position) for patch in waiting
+        )
+
     def ended(self) -> Iterator[tuple[str, Record, State, bool]]:
         """Keys with patches that are left without a row: text, key, state, and had they one."""
         for text, joined in self.met.items():
@@ -377,7 +386,7 @@ class CurrentState:
                 waiting |= {(text, place) for place in plan.known.unknown_patches(text, state)}
         parts = [
             self._unburied(_concat(won, like=plan.live), plan.known.buries),
-            self._unburied(self._unmet_deletes(plan), plan.known.forewarns),
+            self._unburied(self._unmet_deletes(plan), plan.is_forewarned),
             self._tombstones(news),
         ]
         return pa.concat_tables(parts), waiting
@@ -426,10 +435,9 @@ class CurrentState:
         counts["stale"] += plan.overruled + batch.collapsed.stale
         counts["duplicate"] += batch.collapsed.duplicate
         unmet = self._unmet_deletes(plan)
-        for text, version in zip(
-            self._texts(unmet), unmet.column(VERSION).to_pylist(), strict=True
-        ):
-            counts[self._unmet_outcome(batch, plan, text, version)] += 1
+        places = (unmet.column(name).to_pylist() for name in (VERSION, POSITION))
+        for text, *place in zip(self._texts(unmet), *places, strict=True):
+            counts[self._unmet_outcome(batch, plan, text, *place)] += 1
         for text, joined in plan.met.items():
             counts += self._met_outcomes(batch, plan, text, joined)
         for text, one in plan.alone.items():
@@ -440,10 +448,13 @@ class CurrentState:
         )
         return Receipt(received=received, **counts)
 
-    def _unmet_outcome(self, batch: _Batch, plan: _Plan, text: str, version: int) -> str:
+    def _unmet_outcome(
+        self, batch: _Batch, plan: _Plan, text: str, version: int, position: str
+    ) -> str:
         """Of a delete without a row: known already, or a tombstone for the future."""
         is_own = (text, version) in batch.own_tombstones
-        return "duplicate" if plan.known.forewarns(text, version) and not is_own else "unchanged"
+        is_known = plan.is_forewarned(text, version, position)
+        return "duplicate" if is_known and not is_own else "unchanged"
 
     def _met_outcomes(self, batch: _Batch, plan: _Plan, text: str, joined: Joined) -> Counter[str]:
         """Of a change of a key with patches that has a row."""
@@ -469,7 +480,7 @@ class CurrentState:
         elif one.change.after is not None:
             counts["inserted"] += 1
         elif one.change.version:
-            counts[self._unmet_outcome(batch, plan, text, one.change.version)] += 1
+            counts[self._unmet_outcome(batch, plan, text, *one.change.place)] += 1
         waiting = plan.known.waiting(text) if one.whole.after is None else {}
         found = deleted(0, "", waiting)
         return counts + self._patch_outcomes(batch, text, one.change, found, one.whole)

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.arrow import former_names
-from freshet.model import ModelChange, supersedes
+from freshet.model import ModelChange, ends_again
 from freshet.patch import Patch, State, deleted, join
 from lake.lake import Lake
 from lake.log import CHANGE_LOG, TRUNCATE_OP
+
+_LATER = ("applied", "same version, later in the stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,18 @@ def why(lake: Lake, table: str, key: str) -> list[Chapter]:
     return explain([_renamed(row, former) for row in rows] if former else rows)
 
 
+def renamed(row: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
+    """A row, or some of its columns, under the columns' names of today (`former_names`)."""
+    if former.keys().isdisjoint(row):
+        return row
+    return {former.get(name, name): value for name, value in row.items()}
+
+
 def _renamed(event: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
     """A logged event under the columns' names of today."""
     for image in ("before", "after", "patch"):
         row = _json(event.get(image))
-        if isinstance(row, dict) and not former.keys().isdisjoint(row):
-            named = {former.get(name, name): value for name, value in row.items()}
+        if isinstance(row, dict) and (named := renamed(row, former)) is not row:
             event = {**event, image: json.dumps(named, ensure_ascii=False)}
     return event
 
@@ -101,7 +109,9 @@ class _Story:
         if change.patch is not None:
             return self._tell_patch(change)
         verdict, because = _verdict(change, self._winner)
-        if supersedes(change, self._winner):
+        if ends_again(change, self._winner, [patch.place for patch in self._patches.values()]):
+            verdict, because = _LATER
+        if verdict == "applied":
             self._winner = change
             self._patches = dict(join(self._state, deleted(0, "")).patches)
         return verdict, f"truncation, {because}" if _is_truncation(event) else because
@@ -161,5 +171,5 @@ def _verdict(change: ModelChange, current: ModelChange | None) -> tuple[str, str
     if change.after == current.after:
         return "duplicate", "says what this version said already"
     if change.position > current.position:
-        return "applied", "same version, later in the stream"
+        return _LATER
     return "stale", "same version, earlier in the stream"

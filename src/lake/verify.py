@@ -20,6 +20,7 @@ from freshet.contract import Contract
 from freshet.event import json_row, key_text
 from freshet.model import ModelChange, current_state
 from freshet.receipt import Receipt
+from lake.history import renamed
 from lake.lake import Lake
 from lake.log import CHANGE_LOG, QUARANTINE
 from lake.prune import NO_ROW, pruned_before
@@ -156,8 +157,9 @@ def _pruned(lake: Lake, contract: type[Contract], view: View) -> _Pruned:
     for part in lake.log(QUARANTINE, contract.table, ["reason", "data"]):
         for line in part.filter(pc.equal(part.column("reason"), NO_ROW)).to_pylist():
             event = json.loads(line["data"])
-            key = key_text(contract, event["key"])
-            columns[key] = columns.get(key, frozenset()) | event["patch"].keys()
+            key = key_text(contract, renamed(event["key"], contract.former))
+            patch = renamed(event["patch"], contract.former)
+            columns[key] = columns.get(key, frozenset()) | patch.keys()
     return _Pruned(frozenset(places), columns)
 
 
@@ -175,10 +177,15 @@ def _logged(lake: Lake, contract: type[Contract]) -> Iterator[ModelChange]:
         return
     for part in pa.concat_tables(parts).sort_by("position").to_batches():
         for row in part.to_pylist():
+            after, patch = (_image(row[name], contract) for name in ("after", "patch"))
             # A null of a row says as little as a column that is not there; a patch's erases.
-            after = None if row["after"] is None else _present(json.loads(row["after"]))
-            patch = None if row["patch"] is None else json.loads(row["patch"])
+            after = None if after is None else _present(after)
             yield ModelChange(row["key"], row["version"], row["position"], after, patch)
+
+
+def _image(text: str | None, contract: type[Contract]) -> dict[str, Any] | None:
+    """A logged row or patch; what was logged before a column was renamed has its former name."""
+    return None if text is None else renamed(json.loads(text), contract.former)
 
 
 def _present(row: Mapping[str, Any]) -> dict[str, Any]:

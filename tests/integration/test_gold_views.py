@@ -358,6 +358,26 @@ def receipt(changes: int, *lags: int | None, **columns: Any) -> Json:
     return counts | when | place | dict(zip(names, lags, strict=True)) | columns
 
 
+def test_freshness_is_at_worst_one_percentile_too_low() -> None:
+    """What is later than a batch's p99 is not in its receipt: 9 of 950 here."""
+    batches = [[1] * 941 + [1000] * 9, [2000] * 50]
+    told = [[sorted(lags)[len(lags) * p // 100] for p in (50, 95, 99)] for lags in batches]
+    rows = [receipt(len(lags), *three, *three) for lags, three in zip(batches, told, strict=True)]
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.register(RECEIPTS, pa.Table.from_pylist(rows, schema=RECEIPTS_SCHEMA))
+    show(connection, "freshness")
+
+    [day] = connection.execute(
+        "SELECT event_p50_ms, event_p95_ms, event_p99_ms FROM freshness"
+    ).fetchall()
+
+    lags = sorted(batches[0] + batches[1])
+    for shown, percentile in zip(day, (50, 95, 99), strict=True):
+        assert shown >= lags[len(lags) * (percentile - 1) // 100 - 1]
+    assert day[1] < lags[len(lags) * 95 // 100 - 1]  # or the header says less than it could
+
+
 def test_freshness_weighs_batches_by_what_they_changed() -> None:
     rows = [
         receipt(98, 100, 200, 300, 10, 20, 30),

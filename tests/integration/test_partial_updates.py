@@ -289,6 +289,69 @@ def test_an_older_truncation_changes_nothing_after_a_newer_one(
     stream.check(lake)
 
 
+@pytest.mark.parametrize("ends", ["dd", "td", "dt", "tt"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_end_of_the_same_version_ends_what_came_between_it_and_the_one_before(
+    lake: Lake, stream: Stream, site: LakeSite, ends: str, size: int
+) -> None:
+    """Whether they come alone or in one batch, in which truncations go first."""
+    items = [end(stream, ends[0]), stream.patch("a", 3, quantity=5), end(stream, ends[1])]
+
+    for at in range(0, len(items), size):
+        land(lake, items[at : at + size])
+
+    assert waiting(lake, Sale) == {}
+    stream.check(lake)
+    before = site.pointer(lake, "sales")
+    land(lake, items)
+    assert site.pointer(lake, "sales") == before
+    for again in (items[:2], items[2:]):
+        land(lake, again)
+    stream.check(lake)
+    apply(lake, stream.patch("a", 3, quantity=6))
+    assert waiting(lake, Sale) == {("a",): {"quantity": 6}}
+    stream.check(lake)
+
+
+def end(stream: Stream, kind: str) -> PlacedEvent | tuple[int, str]:
+    return stream.delete("a", 3) if kind == "d" else stream.truncation(3)
+
+
+def land(lake: Lake, items: list[PlacedEvent | tuple[int, str]]) -> None:
+    """As the consumer does: truncations first."""
+    for one in items:
+        if not isinstance(one, PlacedEvent):
+            lake.current("sales").truncate(*one, {})
+    events = [one for one in items if isinstance(one, PlacedEvent)]
+    if events:
+        apply(lake, *events)
+
+
+def test_a_delete_that_ends_a_patch_between_it_and_its_like_is_unchanged_then_duplicate(
+    lake: Lake, stream: Stream
+) -> None:
+    apply(lake, stream.delete("a", 3))
+    apply(lake, stream.patch("a", 3, quantity=5))
+    again = stream.delete("a", 3)
+
+    assert apply(lake, again) == Receipt(received=1, unchanged=1)
+    assert apply(lake, again) == Receipt(received=1, duplicate=1)
+
+
+@pytest.mark.parametrize("between", ["row", "patch"])
+def test_a_truncation_again_ends_a_row_or_patch_of_its_version_that_came_between(
+    lake: Lake, stream: Stream, between: str
+) -> None:
+    land(lake, [stream.truncation(3)])
+    said = stream.row("a", 3) if between == "row" else stream.patch("a", 3, quantity=5)
+    apply(lake, said)
+
+    land(lake, [stream.truncation(3)])
+
+    assert (lake.rows("sales").num_rows, waiting(lake, Sale)) == (0, {})
+    stream.check(lake)
+
+
 def test_a_file_older_than_the_truncation_is_dropped_unread(
     lake: Lake, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

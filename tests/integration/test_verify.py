@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.evolving import ID, Declared
+from tests.evolving import contract as declare
 
 from freshet.arrow import PlacedEvent, position_of
-from freshet.contract import Contract
+from freshet.contract import Contract, Integer, Registry, Text
 from freshet.event import parse_event
 from freshet.receipt import Receipt
 from freshet.tables import TABLES, Sale
@@ -22,7 +24,7 @@ from lake.lake import Lake
 from lake.log import LoggedEvent, LoggedTruncation, Place
 from lake.spec import PartitionValues
 from lake.table import FileTask, KeyedTable, Rewrite, RewriteMemo, View
-from lake.testing import LakeSite, batch
+from lake.testing import LakeSite, batch, placed
 from lake.verify import FINDINGS_MAX, Check, verify_table
 
 ONE_HOME = "L8 one row and one partition per key"
@@ -118,8 +120,9 @@ def checks(lake: Lake, contract: type[Contract] = Sale) -> dict[str, Check]:
     return {check.law: check for check in verify_table(lake, contract)}
 
 
-def broken(lake: Lake) -> dict[str, tuple[str, ...]]:
-    return {law: check.findings for law, check in checks(lake).items() if not check.holds}
+def broken(lake: Lake, contract: type[Contract] = Sale) -> dict[str, tuple[str, ...]]:
+    found = checks(lake, contract).items()
+    return {law: check.findings for law, check in found if not check.holds}
 
 
 def test_a_sound_table_holds_every_law_and_says_how_much_was_looked_at(lake: Lake) -> None:
@@ -357,3 +360,57 @@ def test_a_truncation_that_was_logged_and_not_applied_is_found(lake: Lake) -> No
         "A-2 was deleted at version 4 but has a row",
         "A-3 was deleted at version 4: no tombstone",
     )
+
+
+PLACE = Declared(Text(20), optional=True, description="Where")
+COUNT = Declared(Integer(32), description="How many")
+TOWNS = {"id": ID, "town": PLACE.but(aliases=("place",)), "count": COUNT}
+
+
+def test_what_was_logged_before_a_column_was_renamed_is_no_finding(
+    objects: MemoryObjects, tmp_path: Path
+) -> None:
+    """Rows, patches of rows, and patches that wait, none of them written again since."""
+    old, new = declare({"id": ID, "place": PLACE, "count": COUNT}), declare(TOWNS)
+    first = LakeSite(objects, tmp_path / "catalog.db", tables=Registry((old,))).open()
+    evolving(first, old, 1, after={"id": "a", "place": "Ulm", "count": 1})
+    evolving(first, old, 2, after={"id": "b", "place": "Bonn", "count": 1})
+    evolving(first, old, 3, key={"id": "b"}, patch={"place": "Jena"})
+    evolving(first, old, 4, key={"id": "c"}, patch={"place": "Köln"})
+    assert broken(first, old) == {}
+    first.close()
+
+    lake = LakeSite(objects, tmp_path / "catalog.db", tables=Registry((new,))).open()
+    evolving(lake, new, 5, after={"id": "d", "town": "Hof", "count": 1})
+
+    assert broken(lake, new) == {}
+    log_evolving(lake, new, 6, key={"id": "c"}, patch={"town": "Trier"})
+    assert broken(lake, new) == {
+        REPLAYED: ("c waits for its row with other patches than the log's: town",)
+    }
+    lake.close()
+
+
+def evolving(lake: Lake, declared: type[Contract], at: int, **said: Any) -> None:
+    event = log_evolving(lake, declared, at, **said)
+    lake.apply("evolving", batch(declared, [event]), {})
+
+
+def log_evolving(lake: Lake, declared: type[Contract], at: int, **said: Any) -> PlacedEvent:
+    event = placed(declared, at, version=at, **said)
+    lake.keep(f"shard-{at}", [LoggedEvent(event.event, at_place(at, event.position))], [])
+    return event
+
+
+def at_place(at: int, position: str) -> Place:
+    return Place("shard", str(at), 0, position, EPOCH)
+
+
+def test_patches_and_rows_between_ends_of_one_version_are_no_findings(lake: Lake) -> None:
+    """The later in the stream wins, also where it says what was said before."""
+    truncate(lake, 3, 4)
+    land(lake, 4, [patch(4, "A-8", quantity=7), upsert(4, "A-7")])
+    truncate(lake, 5, 4)
+    land(lake, 6, [delete(5, "A-9"), patch(5, "A-9", quantity=7), delete(5, "A-9")])
+
+    assert broken(lake) == {}

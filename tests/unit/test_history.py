@@ -182,6 +182,17 @@ def test_what_is_current_or_waits_is_the_models_winner_and_its_patches(
         assert bool(patches) is (model.patch is not None)
 
 
+def test_a_delete_again_is_a_duplicate_unless_it_ends_a_patch_that_came_between() -> None:
+    story = told(event(1, 10, None), patch(2, 10, n=2), truncation(3, 10), event(4, 10, None))
+
+    assert story == [
+        ("superseded", "first change of this key, until version 10"),
+        ("superseded", "changed n, newer since"),
+        ("current", "truncation, same version, later in the stream"),
+        ("duplicate", "says what this version said already"),
+    ]
+
+
 def test_truncations_do_not_hide_what_waits() -> None:
     chapters = explain([patch(1, 12, n=2), truncation(2, 11)])
 
