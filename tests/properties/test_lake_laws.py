@@ -113,18 +113,25 @@ def event_of(contract: type[Contract], at: int, drawn: Drawn) -> Item:
     key, version, content, with_before = drawn
     if content == TRUNCATE:
         return Truncation(version, position_of(str(at), 0))
-    if contract is Sale:
-        identity: dict[str, Any] = {"sale_id": f"s-{key}"}
-    else:
-        identity = {"warehouse": key % 2, "sku": f"k{key // 2}"}
+    identity = identity_of(contract, key)
     if isinstance(content, tuple):
-        columns = [PATCHABLE[contract][one % len(PATCHABLE[contract])] for one in content[0]]
-        row = row_of(contract, identity, content[1])
-        patch = json_row({column: row[column] for column in columns})
+        patch = patch_of(contract, key, content)
         return placed(contract, at, version=version, key=identity, patch=patch)
     after = None if content == DELETE else row_of(contract, identity, content)
     before = row_of(contract, identity, content) if with_before else None
     return placed(contract, at, version=version, key=identity, after=after, before=before)
+
+
+def identity_of(contract: type[Contract], key: int) -> dict[str, Any]:
+    if contract is Sale:
+        return {"sale_id": f"s-{key}"}
+    return {"warehouse": key % 2, "sku": f"k{key // 2}"}
+
+
+def patch_of(contract: type[Contract], key: int, content: Any) -> dict[str, Any]:
+    columns = [PATCHABLE[contract][one % len(PATCHABLE[contract])] for one in content[0]]
+    row = row_of(contract, identity_of(contract, key), content[1])
+    return json_row({column: row[column] for column in columns})
 
 
 def row_of(contract: type[Contract], identity: dict[str, Any], content: int) -> dict[str, Any]:
@@ -139,31 +146,31 @@ def row_of(contract: type[Contract], identity: dict[str, Any], content: int) -> 
     )
 
 
-def convergent(history: Sequence[Drawn]) -> list[Drawn]:
+def convergent(contract: type[Contract], history: Sequence[Drawn]) -> list[Drawn]:
     """The history without resends of a content that ties with another one (ADR 0006).
 
     A truncation is a delete of every key.
     """
     contents: dict[tuple[int, int], set[Any]] = {}
     for one in history:
-        for place, content in contents_of(one):
+        for place, content in contents_of(contract, one):
             contents.setdefault(place, set()).add(content)
     seen: set[tuple[tuple[int, int], Any]] = set()
     kept = []
     for one in history:
-        said = contents_of(one)
+        said = contents_of(contract, one)
         if not any(len(contents[place]) > 1 and (place, what) in seen for place, what in said):
             kept.append(one)
         seen.update(said)
     return kept
 
 
-def contents_of(drawn: Drawn) -> list[tuple[tuple[int, int], Any]]:
+def contents_of(contract: type[Contract], drawn: Drawn) -> list[tuple[tuple[int, int], Any]]:
     key, version, content, _ = drawn
     if content == TRUNCATE:
         return [((every, version), DELETE) for every in KEYS]
-    if isinstance(content, tuple):  # each column is a content of its own
-        return [((key, version), (column, content[1])) for column in content[0]]
+    if isinstance(content, tuple):  # each column's value is a content of its own
+        return [((key, version), told) for told in patch_of(contract, key, content).items()]
     return [((key, version), content)]
 
 
@@ -185,7 +192,7 @@ STEP_EVENT = st.sampled_from([Event.NOTHING] * 5 + [Event.RACE] * 6 + [Event.CRA
 def schedules(draw: st.DrawFn) -> Schedule:
     contracts: list[type[Contract]] = [Sale, Stock]
     contract = draw(st.sampled_from(contracts))
-    drawn = convergent(draw(st.lists(DRAWN_CHANGE, min_size=5, max_size=12)))
+    drawn = convergent(contract, draw(st.lists(DRAWN_CHANGE, min_size=5, max_size=12)))
     history = tuple(event_of(contract, at, change) for at, change in enumerate(drawn))
     order = draw(st.permutations(range(len(history))))
     again = draw(st.lists(st.integers(0, len(history) - 1), max_size=3))
