@@ -101,6 +101,13 @@ def former_names(schema: pa.Schema) -> dict[str, str]:
     return {} if noted is None else dict(json.loads(noted))
 
 
+def renamed(row: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
+    """A row, or some of its columns, under the columns' names of today (`former_names`)."""
+    if former.keys().isdisjoint(row):
+        return row
+    return {former.get(name, name): value for name, value in row.items()}
+
+
 def changes_schema(row_schema: pa.Schema, key: Sequence[str]) -> pa.Schema:
     """The schema of changes to rows of `row_schema`: every column but the key may be null
     (deletes).

@@ -133,13 +133,14 @@ class S3Objects:
         return deleted
 
     def _require_deleted(self, errors: Any) -> None:
-        if errors:
-            codes = ", ".join(sorted({str(one.get("Code")) for one in errors}))
-            raise SettingsError(
-                "bucket",
-                f"{self._bucket!r} keeps {len(errors)} earlier versions ({codes}): grant "
-                "s3:DeleteObjectVersion and run the command again",
-            )
+        codes = sorted({str(one.get("Code")) for one in errors})
+        if not codes:
+            return
+        told = f"keeps {len(errors)} earlier versions ({', '.join(codes)})"
+        if _REFUSED.isdisjoint(codes):
+            raise StorageError(f"bucket {self._bucket!r}", told)
+        advice = "grant s3:DeleteObjectVersion and run the command again"
+        raise SettingsError("bucket", f"{self._bucket!r} {told}: {advice}")
 
     def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
         place = {"Bucket": self._bucket, "Key": self._prefix + key}

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.arrow import former_names
+from freshet.arrow import former_names, renamed
 from freshet.model import ModelChange, ends_again
 from freshet.patch import Patch, State, deleted, join
 from lake.lake import Lake
@@ -38,13 +38,6 @@ def why(lake: Lake, table: str, key: str) -> list[Chapter]:
     rows = pa.concat_tables(parts).to_pylist() if parts else []
     former = former_names(lake.current(table).rows.spec.schema)
     return explain([_renamed(row, former) for row in rows] if former else rows)
-
-
-def renamed(row: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:
-    """A row, or some of its columns, under the columns' names of today (`former_names`)."""
-    if former.keys().isdisjoint(row):
-        return row
-    return {former.get(name, name): value for name, value in row.items()}
 
 
 def _renamed(event: dict[str, Any], former: Mapping[str, str]) -> dict[str, Any]:

@@ -30,7 +30,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.manifest import DataFile
 
-from freshet.arrow import PATCHES, POSITION, VERSION, PlacedEvent, changes_table, key_column
+from freshet.arrow import (
+    PATCHES,
+    POSITION,
+    VERSION,
+    PlacedEvent,
+    changes_table,
+    key_column,
+    renamed,
+)
 from freshet.clock import micros
 from freshet.contract import Contract
 from freshet.event import ChangeEvent, Op, key_text, parse_key_text
@@ -329,7 +337,7 @@ class Prune:
         for part in self._of_log(QUARANTINE, _KEPT, "reason", NO_ROW, positions):
             for line in part:
                 if _named(line) not in replayed:
-                    key = json.loads(line["data"])["key"]
+                    key = renamed(json.loads(line["data"])["key"], self._contract.former)
                     kept.add((key_text(self._contract, key), line["position"]))
         return [
             one for one in waits if (key_text(self._contract, one.key), one.position) not in kept

@@ -13,7 +13,7 @@ whatever state it goes to itself, and compares with what the table shows then.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from freshet.arrow import PATCHES, VERSION, PlacedEvent, changes_table, key_column, position_of
 from freshet.clock import Now, micros
 from freshet.contract import Contract
-from freshet.event import VERSION_MAX, ChangeEvent, Op
+from freshet.event import VERSION_MAX, ChangeEvent, Op, key_text
 from freshet.objects import Objects
 from freshet.receipt import Receipt
 from lake.current import Applied
@@ -33,7 +33,9 @@ from lake.lake import Lake
 from lake.ledger import Meter, metered
 from lake.log import CHANGE_LOG, RECEIPTS, LoggedEvent, Place, ReceiptRow
 from lake.log import Kind as BatchKind
+from lake.prune import pruned_before
 from lake.replay import Again, Landed, change_log_object, logged, merge_again, record
+from lake.table import View
 from lake.tombstones import floor_of
 from lake.travel import ROLLBACK_TO, Diff, Kind, Moment, Past, StateExpiredError, diff, past
 
@@ -198,7 +200,7 @@ class Rollback:
 
     def _known(self, found: Diff) -> dict[str, int]:
         """The newest version known of each key that differs: of its row, now and then, of patches,
-        of its tombstone, and of the table's truncation.
+        of its tombstone, pruned or not, and of the table's truncation.
         """
         view = self._current.tombstones.view()
         keys = pa.concat_arrays([self._keys(part) for part in (found.inserted, found.new)])
@@ -209,7 +211,27 @@ class Rollback:
         for part in (found.inserted, found.old, found.new, found.deleted, graves):
             for text, version in zip(self._texts(part), _versions(part), strict=True):
                 known[text] = max(known.get(text, floor_of(view)[0]), version)
+        for text, version in self._logged_of(found.inserted, view):
+            known[text] = max(known[text], version)
         return known
+
+    def _logged_of(self, rows: pa.Table, tombstones: View) -> Iterator[tuple[str, int]]:
+        """The newest version that the log has of each of these rows, where their tombstones may
+        have been pruned: a replay lays those again. Reads the table's log then.
+        """
+        if pruned_before(tombstones) is None or not rows.num_rows:
+            return
+        names = rows.select(self._contract.key).to_pylist()
+        texts = {
+            key_text(self._contract, name): text
+            for name, text in zip(names, self._texts(rows), strict=True)
+        }
+        wanted = pa.array(sorted(texts), pa.string())
+        for part in self._lake.log(CHANGE_LOG, self._table, ["key", "version"]):
+            of_these = part.filter(pc.is_in(part.column("key"), value_set=wanted))
+            columns = (of_these.column(name).to_pylist() for name in ("key", "version"))
+            for key, version in zip(*columns, strict=True):
+                yield texts[key], version
 
     def _keys(self, rows: pa.Table) -> pa.Array:
         keys = key_column(rows, self._contract.key)

@@ -15,12 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.arrow import PATCHES, POSITION, VERSION
+from freshet.arrow import PATCHES, POSITION, VERSION, renamed
 from freshet.contract import Contract
 from freshet.event import json_row, key_text
 from freshet.model import ModelChange, current_state
 from freshet.receipt import Receipt
-from lake.history import renamed
 from lake.lake import Lake
 from lake.log import CHANGE_LOG, QUARANTINE
 from lake.prune import NO_ROW, pruned_before

@@ -97,7 +97,8 @@ def erase(
     contract, pairs = contract_named(table), [_pair(text) for text in where or ()]
     if not key and not pairs:
         raise typer.BadParameter("name a KEY, or rows by --where COLUMN=VALUE")
-    with _opened(context, home, contract, (key or [], pairs)) as (back, eraser):
+    asked = (key or [], pairs)
+    with _opened(context, home, contract, asked, writes=not dry_run) as (back, eraser):
         found = eraser.look()
         if dry_run:
             _tell(found, as_json=as_json)
@@ -127,12 +128,14 @@ def _opened(
     home: Path,
     contract: type[Contract],
     asked: tuple[list[str], list[tuple[str, str]]],
+    *,
+    writes: bool,
 ) -> Iterator[tuple[WayBack, Eraser]]:
     from lake.erase import Eraser
     from lake.subject import Request
     from local.way_back import way_back
 
-    with way_back(context, home) as back:
+    with way_back(context, home, writes=writes) as back:
         again = back.again
         request = _request(Request.of, contract, asked, again.protect)
         yield (

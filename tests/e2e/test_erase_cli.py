@@ -37,6 +37,15 @@ def keys_left(freshet: Run, home: Path) -> list[str]:
     return [row["sale_id"] for row in done.json]
 
 
+def test_a_dry_run_makes_no_table(freshet: Run, home: Path) -> None:
+    before = (home / "catalog.db").read_bytes()
+
+    done = freshet(home, "erase", "artists", "nobody", "--dry-run", "--json")
+
+    assert (done.code, done.json["rows"]) == (0, 0)
+    assert (home / "catalog.db").read_bytes() == before
+
+
 def test_a_customer_is_erased_and_the_lake_is_still_whole(freshet: Run, home: Path) -> None:
     dry = freshet(
         home, "erase", "sales", "E-3", "--where", f"customer_id={CUSTOMER}", "--dry-run", "--json"

@@ -9,7 +9,7 @@ import pytest
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from freshet.errors import SettingsError
+from freshet.errors import SettingsError, StorageError
 from freshet.s3 import S3Objects
 
 BUCKET, PREFIX = "lake-bucket", "lake"
@@ -62,14 +62,23 @@ def test_a_caller_who_may_not_is_told(store: S3Objects) -> None:
             store.forget_versions("change_log/")
 
 
-def test_versions_that_could_not_be_deleted_are_no_success(store: S3Objects) -> None:
+@pytest.mark.parametrize(
+    ("code", "error", "told"),
+    [
+        ("AccessDenied", SettingsError, "grant s3:DeleteObjectVersion"),
+        ("SlowDown", StorageError, "SlowDown"),
+    ],
+)
+def test_versions_that_could_not_be_deleted_are_no_success(
+    store: S3Objects, code: str, error: type[Exception], told: str
+) -> None:
     store.put("change_log/a", b"one")
     store.put("change_log/a", b"two")
-    refused = {"Errors": [{"Key": "lake/change_log/a", "Code": "AccessDenied"}]}
+    refused = {"Errors": [{"Key": "lake/change_log/a", "Code": code}]}
     with Stubber(store._client) as stub:
         listed = {"Versions": [{"Key": "lake/change_log/a", "VersionId": "1", "IsLatest": False}]}
         stub.add_response("list_object_versions", listed)
         stub.add_response("delete_objects", refused)
 
-        with pytest.raises(SettingsError, match="DeleteObjectVersion"):
+        with pytest.raises(error, match=told):
             store.forget_versions("change_log/")

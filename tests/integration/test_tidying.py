@@ -25,9 +25,11 @@ from lake.lake import Lake
 from lake.log import QUARANTINE, LoggedEvent, Place
 from lake.maintain import MANIFESTS_IDLE_MAX, Maintained, Maintenance
 from lake.prune import HORIZON, PRUNED_BEFORE, Prune, bury_again, forgotten, pruned_before
+from lake.rebuild import rebuild
 from lake.replay import Again, Wanted, replay_quarantine
 from lake.replay import quarantined as open_lines
 from lake.retention import Retention
+from lake.rollback import Rollback
 from lake.snapshot import CommitConflictError, manifests_of
 from lake.steps import Step
 from lake.table import KeyedTable, View
@@ -727,3 +729,22 @@ def test_the_report_is_json(world: World, clock: Clock) -> None:
     assert json.loads(json.dumps(told)) == told
     assert told[0]["table"] == "sales"
     assert {"merged", "made", "deleted", "left", "bins_left", "quarantined"} <= told[0].keys()
+
+
+def test_a_rollback_over_a_pruned_delete_stands_when_the_log_is_replayed_or_the_table_rebuilt(
+    world: World, clock: Clock
+) -> None:
+    before = world.land(row("A", 1, version=1), row("B", 1, version=1))
+    clock.advance(timedelta(days=1))
+    world.land(gone("A", version=9))
+    clock.advance(HORIZON + timedelta(days=1))
+    assert maintained(world, clock)["sales_tombstones"].tidied.tombstones_pruned == 1
+
+    Rollback(world.lake, Sale, now=clock, by="tester").run(before)
+
+    [back] = [one for one in everything(world) if one["sale_id"] == "A"]
+    assert back["_version"] == 10
+    assert [one.findings for one in verify_table(world.lake, Sale) if not one.holds] == []
+    again = Again(world.lake, TABLES, lambda _data, _at: (), clock, "tester")
+    rebuild(again, Sale, wait=lambda _: None)
+    assert world.shown() == {"A": 1, "B": 1}
