@@ -75,6 +75,7 @@ class Differences:
     `snapshot` and `pending` are what the stream was told and what it may have been told.
     `backfill` marks rows that are read for the first time. A `windowed` snapshot remembers only
     what is read again, deletes included: a key it does not hold may well be a row of the table.
+    `still_gone` are rows known to be deleted that the source shows as deleted once more.
     """
 
     snapshot: Snapshot
@@ -82,6 +83,7 @@ class Differences:
     backfill: bool = False
     windowed: bool = False
     changes: dict[str, Change] = field(default_factory=dict)
+    still_gone: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -101,6 +103,8 @@ class Differences:
     def list_deleted(self, key: str) -> None:
         """Take note of a row that is gone; one the stream never heard of is no change."""
         told = self.snapshot.hash_of(key)
+        if told == DELETED:
+            self.still_gone.add(key)
         unheard = told == DELETED or (told is None and not self.windowed)
         if unheard and key not in self.pending:
             self.changes.pop(key, None)

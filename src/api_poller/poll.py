@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from api_poller.changes import (
+    DELETED,
     Change,
     Cursor,
     Differences,
@@ -27,7 +28,7 @@ from api_poller.changes import (
     guarded,
 )
 from api_poller.http import BudgetSpentError, SourceAnswerError, SourceRefusedError
-from api_poller.snapshot import Snapshot
+from api_poller.snapshot import Entry, Snapshot
 from api_poller.state import PollState, Progress, StateStore
 from freshet.clock import Now, VersionClock
 from freshet.contract import Contract, Row
@@ -535,13 +536,26 @@ class _Poll:
         """Move the watermark to the greatest cursor read, and forget what is not read again."""
         if self.cursor is None:
             return
-        watermark = self.cursor.greatest(self.state.watermark, self.listing.greatest)
+        watermark = self.cursor.greatest(self.state.watermark, self._greatest_read(self.cursor))
         snapshot = self.state.snapshot
         if watermark is not None:
             least = self._least_again(self.cursor, watermark)
             stale = snapshot.older_than(self.cursor.order(least), self.cursor.order)
-            snapshot = snapshot.replaced(removed=stale, keep_rows=snapshot.keeps_rows)
+            # What is shown as deleted again would be told again if it were forgotten.
+            gone = Entry(DELETED, self._deleted_at(self.cursor) or "")
+            still = {key: gone for key in stale if key in self.found.still_gone}
+            stale = [key for key in stale if key not in still]
+            snapshot = snapshot.replaced(still, stale, keep_rows=snapshot.keeps_rows)
         self._know(replace(self.state, watermark=watermark, snapshot=snapshot))
+
+    def _greatest_read(self, cursor: Cursor) -> str | None:
+        """Of a listing that took several polls no later than it began: what changed meanwhile,
+        before the place where it went on, must be within what the next poll looks back.
+        """
+        greatest, began = self.listing.greatest, cursor.at(self.listing.started)
+        if greatest is None or began is None or not self.report.resumed_rows:
+            return greatest
+        return min(greatest, began)
 
     def _least_again(self, cursor: Cursor, watermark: str) -> str:
         return cursor.least_again(watermark, self.source.rule.lookback, self.poller.now())
@@ -606,17 +620,18 @@ class _Poll:
         keep_rows = self.source.rule.keep_rows
         if keep_rows is None:
             keep_rows = len(self.state.snapshot) + len(chunk) <= ROWS_KEPT_MAX
-        deleted_at = None
-        if self.cursor is not None:
-            now = self.cursor.at(self.poller.now())
-            deleted_at = now or self.listing.greatest or self.listing.watermark
         return applied(
             self.state.snapshot,
             chunk,
             keep_rows=keep_rows,
             cursor=self.cursor,
-            deleted_at=deleted_at,
+            deleted_at=None if self.cursor is None else self._deleted_at(self.cursor),
         )
+
+    def _deleted_at(self, cursor: Cursor) -> str | None:
+        """The cursor at which a delete is remembered: as if it were a change of now."""
+        now = cursor.at(self.poller.now())
+        return now or self.listing.greatest or self.listing.watermark
 
     def _know(self, state: PollState) -> None:
         """Go on from this state, without writing it yet."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from tests.listed import ListedChanges, ListedTable, Outcome, merged, there
+from tests.listed import DAY_0, ListedChanges, ListedTable, Outcome, merged, there
 
 from api_poller.http import BudgetSpentError, SourceAnswerError, SourceUnavailableError
 from api_poller.poll import Poller, PollReport
@@ -33,6 +34,7 @@ class CrashError(Exception):
 
 Fault = tuple[str, int]
 NO_FAULT: Fault = ("none", 0)
+NO_STEP: tuple[dict[str, Any], Fault] = ({}, NO_FAULT)
 PLACES = ("page", "write", "written", "publish", "published")
 faults = st.one_of(
     st.just(NO_FAULT),
@@ -217,14 +219,25 @@ changes = st.dictionaries(keys, st.tuples(st.one_of(st.none(), st.integers(0, 2)
 cursor_steps = st.tuples(changes, st.integers(0, 3), faults, options, st.tuples(changes, faults))
 
 
+# A row that came late, before the place where a listing went on a day later.
+LATE_BEFORE_RESUMED: list[Any] = [
+    ({"a": (None, 0), "b": (None, 0), "c": (None, 3)}, 2, NO_FAULT, {"dry_run": True}, NO_STEP),
+    ({}, 0, ("meanwhile", 0), {}, ({"a": (None, 3), "b": (None, 3)}, ("down", 4))),
+    ({"a": (0, 3)}, 0, ("crash", 0), {}, NO_STEP),
+    ({}, 1, NO_FAULT, {"dry_run": True}, NO_STEP),
+]
+
+
 @settings(max_examples=600, deadline=None, suppress_health_check=QUIET)
 @given(st.lists(cursor_steps, max_size=6), changes, st.sampled_from([1, 2, 1_000]))
+@example(LATE_BEFORE_RESUMED, {"b": (0, 0)}, 1)
 def test_after_any_history_of_changes_by_cursor_one_healthy_poll_makes_the_stream_right(
     history: list[Any], last: dict[str, tuple[int | None, int]], window_days: int
 ) -> None:
     """Rows come up to three days late, which is how far every poll looks back."""
-    world = World(ListedChanges(lookback=3, window_days=window_days))
     today = 3
+    clock = StoppedClock(DAY_0 + timedelta(days=today))  # the source's own
+    world = World(ListedChanges(lookback=3, window_days=window_days), clock)
     for changed, days_passed, fault, choice, (changed_meanwhile, fault_meanwhile) in history:
         today += days_passed
         world.clock.advance(days_passed * 86_400)
