@@ -53,7 +53,7 @@ up: setup ## Run the pipeline until Ctrl-C and print its addresses
 	@$(BIN)/freshet up
 
 long: fuzz chaos ## What takes minutes: ten million fuzz inputs, the chaos run, the long tests
-	@$(BIN)/python -m pytest $(TWO_CORES) -q -m long
+	@$(BIN)/python -m pytest $(TWO_CORES) -q -m long --hypothesis-profile=default
 
 fuzz: setup ## Ten million inputs for the decoders
 	@$(BIN)/python -m tests.fuzz.decoders --runs 10000000 --jobs 2

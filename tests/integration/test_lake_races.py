@@ -90,8 +90,11 @@ def races() -> Iterator[Race]:
         yield Race(own, theirs, OWN, step, they_are_earlier=True)
 
 
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
-    "before", ["nothing", pytest.param("row", marks=pytest.mark.long), "delete"]
+    "before", [pytest.param("nothing", marks=LONG), pytest.param("row", marks=LONG), "delete"]
 )
 def test_every_pair_of_changes_at_every_step_converges(before: str, tmp_path: Path) -> None:
     site, stream = LakeSite(MemoryObjects(), tmp_path / "catalog.db"), Stream()
