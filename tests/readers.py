@@ -1,12 +1,17 @@
 """Readers that know nothing of Freshet: pyiceberg, DuckDB's Iceberg extension, Polars, DataFusion.
 
-They are given a metadata file, and where its bucket is, and nothing else.
+They are given a metadata file, and where its bucket is, and nothing else. They read in a process of
+their own: each brings threads and an allocator that outlive a test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +28,7 @@ from local.runtime import LakeAccess
 from local.sql import _extension, _secret
 
 # Polars plans a table without deletes by itself only where its files are local.
-PLANNER = ("POLARS_ICEBERG_PLANNER", "pyiceberg")
+_PLANNER = ("POLARS_ICEBERG_PLANNER", "pyiceberg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,9 @@ class Place:
         return {form.format(name): value for name, value in told.items()}
 
 
+Rows = list[dict[str, Any]]
 Reader = Callable[[Place, int | None], pa.Table]
+Readers = Callable[[Place, int | None, tuple[str, ...]], dict[str, Rows]]
 
 
 def by_pyiceberg(place: Place, snapshot_id: int | None) -> pa.Table:
@@ -108,6 +115,18 @@ READERS: dict[str, Reader] = {
 }
 
 
+@contextmanager
+def readers() -> Iterator[Readers]:
+    """What all of them see of a table at a moment, in order of its key, by their names."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        yield lambda place, moment, key: apart.submit(_read, place, moment, key).result()
+
+
+def _read(place: Place, snapshot_id: int | None, key: tuple[str, ...]) -> dict[str, Rows]:
+    os.environ.setdefault(*_PLANNER)
+    return {by: shown(read(place, snapshot_id), key) for by, read in READERS.items()}
+
+
 def iceberg(access: LakeAccess | None = None) -> duckdb.DuckDBPyConnection:
     """DuckDB with its Iceberg extension."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
@@ -126,7 +145,7 @@ def scan(metadata_location: str, snapshot_id: int | None = None, columns: str = 
     return f"SELECT {columns} FROM iceberg_scan('{path}'{at})"
 
 
-def shown(rows: pa.Table, key: Sequence[str]) -> list[dict[str, Any]]:
+def shown(rows: pa.Table, key: Sequence[str]) -> Rows:
     """Rows in order of their key, without nulls: a column added since is there or not."""
     told = ({name: one for name, one in row.items() if one is not None} for row in rows.to_pylist())
     return sorted(told, key=lambda row: [str(row[name]) for name in key])

@@ -31,8 +31,8 @@ from typing import Any
 from tests.chaos.contracts import SECOND, STREAMS
 from tests.chaos.site import FAILURES_BUCKET, STREAM, Faults, Site, curse_of
 from tests.chaos.traffic import PII_KEY, Meant, Outgoing, Traffic
-from tests.readers import PLANNER, READERS, shown
 from tests.readers import Place as LakePlace
+from tests.readers import Readers, readers, shown
 
 from freshet.arrow import position_of
 from freshet.clock import utc_now
@@ -253,28 +253,25 @@ class Run:
 
     def _check_readers(self, lake: Lake) -> None:
         """Whoever knows nothing of Freshet reads the same, now and at moments of the past."""
-        os.environ.setdefault(*PLANNER)
-        access = self.site.access()
-        for contract in SECOND:
-            current = lake.current(contract.table)
-            for keyed in (current.rows, current.tombstones):
-                view = keyed.view()
-                place = LakePlace(view.table.metadata_location, access)
-                past = [one.snapshot_id for one in history(view.table)]
-                moments = past[:: len(past) // PAST_READ + 1]
-                for moment in (None, *moments):
-                    self._check_moment(contract, keyed, place, moment)
-                self.told["moments_read"] = self.told.get("moments_read", 0) + 1 + len(moments)
+        self.told["moments_read"] = 0
+        with readers() as read:
+            for contract in SECOND:
+                current = lake.current(contract.table)
+                for keyed in (current.rows, current.tombstones):
+                    self._check_moments(contract, keyed, read)
 
-    def _check_moment(
-        self, contract: type[Contract], keyed: KeyedTable, place: LakePlace, moment: int | None
-    ) -> None:
-        seen = {by: shown(read(place, moment), contract.key) for by, read in READERS.items()}
-        ours = seen["pyiceberg"]
-        if moment is None:
-            ours = shown(keyed.read_all(keyed.view()), contract.key)
-        for by, rows in seen.items():
-            self.expect(f"{keyed.spec.name} at {moment or 'the end'} by {by}", rows, ours)
+    def _check_moments(self, contract: type[Contract], keyed: KeyedTable, read: Readers) -> None:
+        view = keyed.view()
+        place = LakePlace(view.table.metadata_location, self.site.access())
+        past = [one.snapshot_id for one in history(view.table)]
+        for moment in (None, *past[:: len(past) // PAST_READ + 1]):
+            seen = read(place, moment, contract.key)
+            ours = seen["pyiceberg"]
+            if moment is None:
+                ours = shown(keyed.read_all(view), contract.key)
+            for by, rows in seen.items():
+                self.expect(f"{keyed.spec.name} at {moment or 'the end'} by {by}", rows, ours)
+            self.told["moments_read"] += 1
 
     def _truth(self, table: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Rows and waiting patches of a table: by its source database, or by the model."""

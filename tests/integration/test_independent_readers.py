@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import pytest
 from pyiceberg.table import StaticTable
-from tests.readers import PLANNER, READERS, Place, iceberg, scan, shown
+from tests.readers import READERS, Place, Readers, iceberg, readers, scan, shown
 
 from freshet.contract import Contract
 from freshet.objects import DirectoryObjects
@@ -69,8 +69,13 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv(*PLANNER)
+def read() -> Iterator[Readers]:
+    with readers() as read:
+        yield read
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path, random.Random(20101201)) as world:
         yield world
 
@@ -103,7 +108,7 @@ def chaos(world: World, rounds: int) -> None:
 
 
 def test_every_reader_sees_the_same_in_every_table_at_every_moment(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, read: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chaos(world, 12)
     sales = world.lake.current("sales").rows
@@ -121,7 +126,7 @@ def test_every_reader_sees_the_same_in_every_table_at_every_moment(
         ours = shown(keyed.read_all(keyed.view()), contract.key)
         moments = [None, *(one.snapshot_id for one in history(keyed.view().table)[::4])]
         for moment in moments:
-            seen = {by: shown(read(place, moment), contract.key) for by, read in READERS.items()}
+            seen = read(place, moment, contract.key)
             expected = ours if moment is None else seen["pyiceberg"]
             assert seen == dict.fromkeys(READERS, expected), f"{name} at {moment}"
             compared += 1
